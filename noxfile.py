@@ -1,0 +1,85 @@
+"""The commands of this project. `nox -l` lists them; everything they need is set up by themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["sandbox"]
+nox.options.reuse_existing_virtualenvs = True
+nox.needs_version = ">=2024.10"
+
+HERE = Path(__file__).resolve().parent
+MAIN_SCENARIO = "scenarios/chaos/survive-a-lost-replica.yaml"
+
+
+def _install(session: nox.Session) -> None:
+    """Install the project with pinned versions; skipped in no time when nothing changed since the last time."""
+    wanted = hashlib.sha256()
+    for name in ("pyproject.toml", "constraints.txt"):
+        wanted.update((HERE / name).read_bytes())
+    stamp = Path(session.virtualenv.location) / "installed"
+    if stamp.is_file() and stamp.read_text() == wanted.hexdigest():
+        return
+    session.install("-c", "constraints.txt", "-e", ".[dev]")
+    stamp.write_text(wanted.hexdigest())
+
+
+def _browser(session: nox.Session) -> None:
+    """Chromium for looking at the report: Debian's own, where we may install it."""
+    if any(map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))) or not shutil.which("apt-get"):
+        return
+    if os.geteuid() == 0 and os.environ.get("SANDBOX_PREPARE_HOST") != "0":
+        session.run("apt-get", "update", "-qq", external=True)
+        session.run(
+            "apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium",
+            external=True, env={"DEBIAN_FRONTEND": "noninteractive"}, silent=True,
+        )  # fmt: skip
+
+
+@nox.session
+def sandbox(session: nox.Session) -> None:
+    """The main job: a cluster, a real model on it, load, a lost replica, attacks; a verdict and a report."""
+    _install(session)
+    session.run("sandbox", "run", *(session.posargs or [MAIN_SCENARIO]))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Every test, the live ones on a real cluster included. `nox -s tests -- -k name` for some of them."""
+    _install(session)
+    _browser(session)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("sandbox", "prepare")
+    session.run("sandbox", "images", "ensure")
+    session.run("pytest", "tests", "--durations=12", *session.posargs)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """The tests that need no engine and no cluster."""
+    _install(session)
+    session.run("pytest", "tests/unit", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, types, and every spec of the catalogue."""
+    _install(session)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("sandbox", "lint", *map(str, sorted((HERE / "scenarios").rglob("*.yaml"))))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed and memory, each figure beside its twin of the same run; writes docs/reference/benchmarks.md."""
+    _install(session)
+    session.run("python", "-m", "tests.bench", *session.posargs)

@@ -1,0 +1,266 @@
+"""Makes attempts as the tenant: with its own token, from its own pod. Setting up and cleaning up is for the admin."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+from sandbox.attacks.catalogue import build, fill
+from sandbox.attacks.denial import denied_by, said
+from sandbox.errors import ClusterError, DeadlineExceeded, SandboxError, Unproven
+from sandbox.kube import ExecResult, Kube, Object, Response, Seen, wait_for
+from sandbox.kube.conditions import is_ready
+from sandbox.kube.guardrails import Tenant
+from sandbox.spec.attack import ApiCall, Attempt, Create, Packet, Try
+
+Outcome = Literal["denied", "succeeded", "error"]
+_ARRIVES_WITHIN = 20.0
+_NOT_RUN = 126  # a shell's own words: 126 and 127 not started, above that killed by a signal
+_MODEL = "ai-k8s-sandbox/role=model"
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What came of one attempt or of its allowed twin.
+
+    Attributes:
+        attempt: the attempt's id, such as 1-privileged-pod.
+        outcome: denied, succeeded, or error: it could not be made or not be told apart, nothing is proven.
+        expected_by: who has to deny the attempt: R, P, Q, N …
+        by: who denied it, in the same letters; empty where nobody did or nobody knows.
+        message: in the denier's own words, or what arrived.
+        seconds: how long it took.
+    """
+
+    attempt: str
+    title: str
+    variant: Literal["attempt", "allowed"]
+    outcome: Outcome
+    expected_by: str
+    by: str
+    message: str
+    seconds: float
+
+    def event(self) -> dict[str, Any]:
+        """As the fields of a timeline's AttackEvent, without its time."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    outcome: Outcome
+    by: str
+    message: str
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """The administrator's and the tenant's connection, and what `$(name)` stands for."""
+
+    admin: Kube
+    actor: Kube
+    tenant: Tenant
+    variables: dict[str, str]
+
+
+def make(kube: Kube, tenant: Tenant, attempt: Attempt, *, nodes: Sequence[str] = ()) -> Iterator[AttackResult]:
+    """Make the attempt, then its allowed twin. Never raises: what could not be made is an `error`.
+
+    Args:
+        kube: the cluster as its administrator, for setting up and cleaning up only.
+        tenant: whom to be.
+        attempt: of the catalogue.
+        nodes: addresses of the nodes, for `$(nodeIP)`; asked of the cluster when empty.
+
+    Yields:
+        Two results, the attempt's and the twin's.
+    """
+    variants: tuple[tuple[Literal["attempt", "allowed"], Try], ...] = (
+        ("attempt", attempt.attempt),
+        ("allowed", attempt.allowed),
+    )
+    for variant, way in variants:
+        begun = time.monotonic()
+        try:
+            with_setup = attempt.before if variant == "attempt" else None
+            scene = _scene(kube, tenant, f"try-{attempt.number}-{variant}", way.model_dump_json(), nodes)
+            answer = _try(scene, way, with_setup, variant)
+        except SandboxError as error:
+            answer = _Answer("error", "", str(error))
+        yield AttackResult(
+            attempt=attempt.id,
+            title=attempt.title,
+            variant=variant,
+            outcome=answer.outcome,
+            expected_by=attempt.expected_by,
+            by=answer.by,
+            message=answer.message[:1000],
+            seconds=round(time.monotonic() - begun, 3),
+        )
+
+
+def _scene(kube: Kube, tenant: Tenant, name: str, text: str, nodes: Sequence[str]) -> _Scene:
+    """Credentials and references; what has to be asked for is asked for only where `text` refers to it."""
+    actor = kube.as_token(kube.token(tenant.namespace, tenant.service_account))
+    variables = {
+        "tenant": tenant.namespace,
+        "serviceAccount": tenant.service_account,
+        "pod": tenant.pod,
+        "platform": tenant.platform,
+        "image": tenant.image,
+        "name": f"{name}-{uuid.uuid4().hex[:6]}",
+    }
+    lazily: tuple[tuple[str, Callable[[], dict[str, str]]], ...] = (
+        ("$(nodeIP)", lambda: {"nodeIP": nodes[0] if nodes else _node_address(kube)}),
+        ("$(model", lambda: _model_address(kube, tenant)),
+        ("$(neighbour)", lambda: {"neighbour": tenant.neighbour.namespace if tenant.neighbour else ""}),
+        ("$(victimIP)", lambda: {"victimIP": _victim_address(kube, tenant)}),
+    )
+    for asked, answers in lazily:
+        if asked in text:
+            variables |= answers()
+    return _Scene(kube, actor, tenant, variables)
+
+
+def _try(scene: _Scene, way: Try, before: Create | None, variant: str) -> _Answer:
+    made = build(before, scene.variables) if before else None
+    if made:
+        scene.admin.apply([made])
+    try:
+        if way.create:
+            return _create(scene, way.create)
+        if way.request:
+            return _request(scene, way.request)
+        if way.packet:
+            return (_packet if variant == "attempt" else _allowed_packet)(scene, way.packet)
+        raise Unproven("the attempt says nothing to try")
+    finally:
+        if made:
+            with suppress(DeadlineExceeded):  # an undo that lingers is found when the namespace goes
+                scene.admin.delete([made], within=10)
+
+
+def _create(scene: _Scene, create: Create) -> _Answer:
+    thing = build(create, scene.variables)
+    path = scene.admin.path(thing, collection=True)
+    answer = scene.actor.request("POST", path, thing)
+    if answer.ok:
+        scene.admin.request("DELETE", f"{path}/{thing['metadata']['name']}", {"gracePeriodSeconds": 0})
+    return _judged(answer, f"{thing['kind']} {thing['metadata']['name']} was created")
+
+
+def _request(scene: _Scene, call: ApiCall) -> _Answer:
+    where = urlsplit(fill(call.path, scene.variables))
+    answer = scene.actor.request(
+        call.method,
+        where.path,
+        fill(call.body, scene.variables),
+        fill(call.headers, scene.variables),
+        parse_qsl(where.query),
+    )
+    return _judged(answer, f"{call.method} {where.path} was answered with {answer.status}")
+
+
+def _judged(answer: Response, success: str) -> _Answer:
+    if answer.ok:
+        return _Answer("succeeded", "", success)
+    by = denied_by(answer)
+    return _Answer("denied" if by else "error", by or "", said(answer))
+
+
+def _packet(scene: _Scene, packet: Packet) -> _Answer:
+    """The attempt's packet: denied by the network only if the same packet would have arrived without a policy."""
+    command = fill(packet.command, scene.variables)
+    tenant = scene.tenant
+    if tenant.neighbour is None:
+        return _Answer("error", "", "no neighbour to prove by that the target answers and policies are enforced")
+    space, free, locked = tenant.neighbour.namespace, tenant.neighbour.free, tenant.neighbour.locked
+    sent = _exec(scene.actor, tenant.namespace, tenant.pod, command)
+    if not _ran(sent):
+        return _Answer("error", "", f"the command could not be run: {_words(sent)}")
+    if _exec(scene.admin, space, locked, command).code == 0:
+        return _Answer(
+            "error", "", f"a packet of {space}/{locked}, which may send none, arrived: nothing enforces policies"
+        )
+    if sent.code == 0:
+        return _Answer("succeeded", "", f"`{' '.join(command)}` arrived from pod {tenant.namespace}/{tenant.pod}")
+    control = _exec(scene.admin, space, free, command)
+    if control.code != 0:
+        return _Answer("error", "", f"nor did it arrive from {space}/{free}, which is free to: {_words(control)}")
+    return _Answer("denied", "N", f"{_words(sent)}; the same from {space}/{free}, which no policy selects, arrived")
+
+
+def _allowed_packet(scene: _Scene, packet: Packet) -> _Answer:
+    """The twin's packet has to arrive. A fault may be at work on the target, so it is sent again for a while."""
+    command = fill(packet.command, scene.variables)
+    tenant = scene.tenant
+
+    def send() -> Seen[ExecResult]:
+        sent = _exec(scene.actor, tenant.namespace, tenant.pod, command)
+        return Seen(sent.code == 0 or not _ran(sent), sent, _words(sent))
+
+    try:
+        sent = wait_for(
+            send, within=_ARRIVES_WITHIN, what=f"`{' '.join(command)}` from {tenant.namespace}/{tenant.pod}"
+        )
+    except DeadlineExceeded as error:
+        why = f"{error.what}: {'; '.join(error.details)}"
+        if _serving(scene):
+            return _Answer("denied", "N", why)
+        return _Answer("error", "", f"{why} (no pod of the model is ready, so this says nothing about the network)")
+    if not _ran(sent):
+        return _Answer("error", "", f"the command could not be run: {_words(sent)}")
+    return _Answer("succeeded", "", f"`{' '.join(command)}` arrived")
+
+
+def _serving(scene: _Scene) -> bool:
+    pods = scene.admin.list("v1", "Pod", scene.tenant.platform, label_selector=_MODEL)
+    return any(is_ready(pod) for pod in pods)
+
+
+def _ran(result: ExecResult) -> bool:
+    """Whether the command came to an end of its own: it was started, found, and not killed by a signal."""
+    return 0 <= result.code < _NOT_RUN
+
+
+def _words(result: ExecResult) -> str:
+    return result.stderr.strip() or result.stdout.strip() or f"exit status {result.code}"
+
+
+def _exec(kube: Kube, namespace: str, pod: str, command: Sequence[str]) -> ExecResult:
+    return kube.exec(namespace, pod, command, within=_ARRIVES_WITHIN)
+
+
+def _node_address(kube: Kube) -> str:
+    for node in kube.list("v1", "Node"):
+        for address in node["status"]["addresses"]:
+            if address["type"] == "InternalIP":
+                return str(address["address"])
+    raise ClusterError("no node has an InternalIP", fix="sandbox status")
+
+
+def _model_address(kube: Kube, tenant: Tenant) -> dict[str, str]:
+    services = kube.list("v1", "Service", tenant.platform, label_selector=_MODEL)
+    if not services:
+        raise Unproven(f"no Service with {_MODEL} in {tenant.platform}", fix="deploy a stack there first")
+    meta, spec = services[0]["metadata"], services[0]["spec"]
+    return {
+        "modelHost": f"{meta['name']}.{meta['namespace']}.svc.cluster.local",
+        "modelIP": str(spec["clusterIP"]),
+        "modelPort": str(spec["ports"][0]["port"]),
+    }
+
+
+def _victim_address(kube: Kube, tenant: Tenant) -> str:
+    if tenant.neighbour is None:
+        raise Unproven("this guardrail brings no neighbour to reach")
+    pod: Object | None = kube.get("v1", "Pod", tenant.neighbour.victim, tenant.neighbour.namespace)
+    address = (pod or {}).get("status", {}).get("podIP", "")
+    if not address:
+        raise Unproven(f"pod {tenant.neighbour.namespace}/{tenant.neighbour.victim} has no address")
+    return str(address)

@@ -1,0 +1,29 @@
+"""Clusters: made with kind or taken as they are, proven to be ours before they are changed, removed without a trace."""
+
+from sandbox.cluster.bringup import up
+from sandbox.cluster.guard import prove_ours
+from sandbox.cluster.leftovers import reap
+from sandbox.cluster.looking import Status, current, kubeconfig, list_clusters, status
+from sandbox.cluster.proof import Proof, prove_all, prove_metrics, prove_network_policy, prove_storage
+from sandbox.cluster.record import Cluster, Node, Owner
+from sandbox.cluster.teardown import down
+
+__all__ = [
+    "Cluster",
+    "Node",
+    "Owner",
+    "Proof",
+    "Status",
+    "current",
+    "down",
+    "kubeconfig",
+    "list_clusters",
+    "prove_all",
+    "prove_metrics",
+    "prove_network_policy",
+    "prove_ours",
+    "prove_storage",
+    "reap",
+    "status",
+    "up",
+]

@@ -1,0 +1,65 @@
+"""Before anything is changed: is this cluster provably the one that was recorded?"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from sandbox.cluster import containers
+from sandbox.cluster.record import Cluster
+from sandbox.errors import ClusterError
+from sandbox.host.engine import client
+from sandbox.kube import Kube
+
+
+def prove_ours(cluster: Cluster) -> None:
+    """Stop unless this cluster may be changed: it is ours, or an existing one taken with the flag for it.
+
+    Ours means: its API server is on a loopback address, its kube-system has the recorded UID, and its recorded
+    containers are on a network labelled as this sandbox's.
+
+    Raises:
+        ClusterError: names what does not fit.
+    """
+    kube = Kube.connect(cluster.kubeconfig, cluster.context)
+    if cluster.provider == "existing":
+        if not cluster.allow_changes:
+            raise ClusterError(
+                "this existing cluster was taken without leave to change it",
+                where=cluster.name,
+                fix=f"sandbox up {cluster.name} --allow-changes",
+            )
+        problems: list[str] = []
+    else:
+        problems = [*_address_problems(kube.server), *container_problems(cluster)]
+    uid = kube.uid()
+    if uid != cluster.uid:
+        problems.append(f"kube-system has UID {uid}, recorded is {cluster.uid}")
+    if problems:
+        raise ClusterError(
+            "this is not provably the cluster that was recorded; nothing is changed",
+            where=cluster.name,
+            fix=f"sandbox down {cluster.name}, then sandbox up {cluster.name}",
+            details=problems,
+        )
+
+
+def _address_problems(server: str) -> list[str]:
+    host = urlsplit(server).hostname or ""
+    try:
+        loopback = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    return [] if loopback else [f"its API server {server} is not on a loopback address"]
+
+
+def container_problems(cluster: Cluster) -> list[str]:
+    engine = client()
+    found = containers.survey(engine, cluster.name)
+    present = {str(each.id) for each in found.containers}
+    gone = [node.name for node in cluster.nodes if node.container not in present]
+    runs = {network.attrs["Labels"].get(containers.RUN_LABEL) for network in found.networks}
+    problems = [*found.strangers, *(f"node {name} is not the recorded container" for name in gone)]
+    if runs != {cluster.run}:
+        problems.append(f"its network carries run {', '.join(map(str, runs)) or 'none'}, recorded is {cluster.run}")
+    return problems

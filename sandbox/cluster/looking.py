@@ -1,0 +1,116 @@
+"""How a cluster is doing, by its record, the engine and its API server. Looks only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from sandbox.cluster import containers, nodes, record
+from sandbox.cluster.record import Cluster
+from sandbox.errors import SandboxError
+from sandbox.host.engine import client, look
+from sandbox.kube import Kube
+from sandbox.kube.conditions import is_ready
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """A node: the engine's word (`running`, `paused`, `exited`, `gone`; empty for a foreign one) and Kubernetes's."""
+
+    name: str
+    role: str
+    address: str
+    machine: str
+    ready: bool
+
+
+@dataclass(frozen=True)
+class Status:
+    """A cluster now.
+
+    `ready`: it answers, is the recorded one, and all nodes are Ready. `degraded`: it answers, and `problems` says what
+    is wrong. `stopped`: no node runs. `unreachable`: nodes run, the API server does not answer. `half-made`: a create
+    that never ended. `gone`: recorded, and not there.
+    """
+
+    name: str
+    state: Literal["ready", "degraded", "stopped", "unreachable", "half-made", "gone"]
+    provider: str
+    server: str
+    version: str
+    kubeconfig: str
+    created: float
+    nodes: tuple[NodeStatus, ...]
+    problems: tuple[str, ...]
+
+
+def status(name: str) -> Status:
+    """Look at one cluster. Raises UsageError when there is no such cluster."""
+    if record.creating(name):
+        return Status(name, "half-made", "kind", "", "", "", 0.0, (), ("a create began and never ended",))
+    return _of(record.get(name))
+
+
+def list_clusters() -> list[Status]:
+    """Look at every cluster of this state folder."""
+    return [status(name) for name in record.names() if record.find(name) or record.creating(name)]
+
+
+def kubeconfig(name: str) -> Path:
+    """Return the path of the cluster's own kubeconfig. Raises UsageError when there is no such cluster."""
+    return record.get(name).kubeconfig
+
+
+def current(name: str) -> Cluster:
+    """Return the cluster as recorded, with its nodes' addresses as they are now."""
+    known = record.get(name)
+    if known.provider == "existing":
+        return known
+    return replace(known, nodes=tuple(containers.node(each) for each in containers.nodes(client(), name)))
+
+
+def _of(known: Cluster) -> Status:
+    machines = _machines(known)
+    running = [state for state in machines.values() if state == "running"]
+    server, version, ready, problems = "", "", set[str](), list[str]()
+    problems += [f"{node} is {state}" for node, state in machines.items() if state != "running"]
+    state: Literal["ready", "degraded", "stopped", "unreachable", "half-made", "gone"]
+    if known.provider == "kind" and not running:
+        state = "gone" if all(each == "gone" for each in machines.values()) else "stopped"
+    else:
+        try:
+            kube = Kube.connect(known.kubeconfig, known.context)
+            server, version, uid = kube.server, kube.version, kube.uid()
+            ready = {each["metadata"]["name"] for each in kube.list("v1", "Node") if is_ready(each)}
+        except SandboxError as error:
+            problems.append(error.what)
+            state = "unreachable"
+        else:
+            problems += [f"{node.name} is not Ready" for node in known.nodes if node.name not in ready]
+            problems += [f"kube-system has UID {uid}, recorded is {known.uid}"] if uid != known.uid else []
+            state = "degraded" if problems else "ready"
+    shown = tuple(
+        NodeStatus(node.name, node.role, node.address, machines.get(node.name, ""), node.name in ready)
+        for node in known.nodes
+    )
+    return Status(
+        name=known.name,
+        state=state,
+        provider=known.provider,
+        server=server,
+        version=version,
+        kubeconfig=str(known.kubeconfig),
+        created=known.created,
+        nodes=shown,
+        problems=tuple(problems),
+    )
+
+
+def _machines(known: Cluster) -> dict[str, str]:
+    """Return node -> the engine's word; all `gone` when the engine itself is down."""
+    if known.provider == "existing":
+        return {}
+    if look().state != "running":
+        return {node.name: "gone" for node in known.nodes}
+    return nodes.states(known)

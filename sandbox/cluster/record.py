@@ -1,0 +1,225 @@
+"""What is known of a cluster: the value others use, and its record in the state folder.
+
+`<state>/clusters/<name>/` holds `record.json` (the cluster as it came up), `kubeconfig` (0600), `creating.json`
+(while a create is under way) and `create.log`. `<state>/clusters/<name>.lock` is held while a command works on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from filelock import FileLock, Timeout
+
+from sandbox import paths
+from sandbox.errors import ClusterError, UsageError
+from sandbox.spec.cluster import ClusterSpec
+
+_LOCK_SECONDS = 600.0  # a cold create with workers on a slow machine
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node.
+
+    Attributes:
+        name: as Kubernetes and the engine call it.
+        role: `control-plane` or `worker`.
+        address: an IPv4 (or IPv6) address that answers from this host.
+        container: the engine's container id; empty for a cluster that is not ours.
+    """
+
+    name: str
+    role: str
+    address: str
+    container: str = ""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process; its start time tells it from a later one of the same pid."""
+
+    pid: int
+    started: float
+
+    @classmethod
+    def me(cls) -> Owner:
+        """This process."""
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Owner:
+        """That process, which runs now."""
+        return cls(pid, psutil.Process(pid).create_time())
+
+    def alive(self) -> bool:
+        """Tell whether it still runs."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < 1.0
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that came up.
+
+    Attributes:
+        name: unique among this user's sandboxes.
+        kubeconfig: a file of its own, 0600; pass it to every call.
+        run: the id that its network in the engine is labelled with.
+        uid: of its kube-system namespace: which cluster this is, whatever it is called.
+        shape: hash of the spec it was made from.
+        image: the node image; empty for an existing cluster.
+        created: seconds since the epoch.
+        allow_changes: false only for an existing cluster that was taken without that flag.
+        owner: the process it ends with; None for one that is kept.
+    """
+
+    name: str
+    provider: Literal["kind", "existing"]
+    kubeconfig: Path
+    context: str
+    run: str
+    uid: str
+    shape: str
+    image: str
+    created: float
+    nodes: tuple[Node, ...]
+    allow_changes: bool = True
+    owner: Owner | None = field(default=None)
+
+    @property
+    def node_names(self) -> list[str]:
+        return [node.name for node in self.nodes]
+
+    @property
+    def node_addresses(self) -> list[str]:
+        """Reached from this host without published ports; NodePorts answer on each."""
+        return [node.address for node in self.nodes]
+
+
+def shape(spec: ClusterSpec) -> str:
+    """Hash what decides how a cluster is made: kind's configuration, or which existing cluster."""
+    parts = spec.model_dump(mode="json", include={"provider", "kind_config", "existing"})
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def root() -> Path:
+    """Return the folder of all records."""
+    folder = paths.state_dir() / "clusters"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def home(name: str) -> Path:
+    """Return one cluster's folder; it may not exist."""
+    return root() / name
+
+
+def names() -> list[str]:
+    """Name every cluster that has a folder, half-made ones too."""
+    return sorted(folder.name for folder in root().iterdir() if folder.is_dir())
+
+
+@contextmanager
+def locked(name: str, *, wait: bool = True) -> Iterator[None]:
+    """Hold the cluster for one command at a time. The lock goes with the process, however it ends.
+
+    Raises:
+        ClusterError: another command holds it and `wait` is false, or held it for ten minutes.
+    """
+    lock = FileLock(root() / f"{name}.lock", timeout=_LOCK_SECONDS if wait else 0)
+    try:
+        with lock:
+            yield
+    except Timeout as error:
+        raise ClusterError(
+            "another command works on this cluster", where=name, fix=f"wait for it, or look: fuser {error.lock_file}"
+        ) from error
+
+
+def save(cluster: Cluster) -> None:
+    """Write the record; whole or not at all. Ends the mark of a create under way."""
+    folder = home(cluster.name)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    text = json.dumps({**asdict(cluster), "kubeconfig": str(cluster.kubeconfig)}, indent=2)
+    fresh = folder / "record.json.new"
+    fresh.write_text(text)
+    fresh.chmod(0o600)
+    fresh.replace(folder / "record.json")
+    (folder / "creating.json").unlink(missing_ok=True)
+
+
+def find(name: str) -> Cluster | None:
+    """Read a record; None where there is none, or only a half-made cluster's."""
+    try:
+        data: dict[str, Any] = json.loads((home(name) / "record.json").read_text())
+        owner = data.pop("owner", None)
+        nodes = tuple(Node(**node) for node in data.pop("nodes"))
+        kubeconfig = Path(data.pop("kubeconfig"))
+        return Cluster(**data, kubeconfig=kubeconfig, nodes=nodes, owner=Owner(**owner) if owner else None)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ClusterError(
+            f"the record cannot be read: {error}", where=str(home(name)), fix=f"sandbox down {name}"
+        ) from error
+
+
+def get(name: str) -> Cluster:
+    """Read a record. Raises UsageError naming the clusters there are."""
+    found = find(name)
+    if found is None:
+        there = ", ".join(each for each in names() if find(each)) or "none"
+        raise UsageError("there is no such cluster", where=name, fix=f"sandbox up {name}", details=[f"there: {there}"])
+    return found
+
+
+def mark_creating(name: str, run: str, *, kind: int = 0) -> None:
+    """Write down that a create begins, before anything exists, so that a crash can be told from a stranger.
+
+    Args:
+        name: of the cluster.
+        run: its run id.
+        kind: pid of the kind process, once there is one: it outlives us if we are killed.
+    """
+    folder = home(name)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    child = asdict(Owner.of(kind)) if kind else None
+    (folder / "creating.json").write_text(json.dumps({"run": run, "kind": child}))
+
+
+def end_creation(name: str) -> None:
+    """End the kind process of a create whose own process was killed; it would go on making what is being removed."""
+    try:
+        child = json.loads((home(name) / "creating.json").read_text()).get("kind")
+    except (OSError, ValueError):
+        return
+    if child and Owner(**child).alive():
+        process = psutil.Process(child["pid"])
+        for each in [*process.children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        with suppress(psutil.TimeoutExpired):
+            process.wait(timeout=10)
+
+
+def creating(name: str) -> bool:
+    """Tell whether a create began and never ended."""
+    return (home(name) / "creating.json").is_file()
+
+
+def forget(name: str) -> None:
+    """Remove the record; the lock file stays, others may wait on it."""
+    shutil.rmtree(home(name), ignore_errors=True)

@@ -1,0 +1,51 @@
+"""Take a cluster down, and see that nothing of it is left."""
+
+from __future__ import annotations
+
+from sandbox.cluster import containers, leftovers, record
+from sandbox.errors import ClusterError
+from sandbox.host.engine import client, look
+from sandbox.progress import say, step
+
+
+def down(name: str) -> list[str]:
+    """Remove the cluster's containers, volumes and network, and its record. An existing cluster is only forgotten.
+
+    Returns:
+        What was removed, as `kind name`; empty when there was nothing, which is no error.
+
+    Raises:
+        ClusterError: it is not ours, or something is left.
+        EnvironmentMissing: the engine does not answer.
+    """
+    with record.locked(name):
+        known = _known(name)
+        if known == "existing":
+            record.forget(name)
+            say(f"{name}: forgotten; the cluster itself is not touched")
+            return [f"record {name}"]
+        if known == "" and look().state == "absent":
+            return []
+        record.end_creation(name)
+        docker = client()
+        found = containers.survey(docker, name)
+        removed: list[str] = []
+        if not found.empty:
+            with step(f"{name}: remove {len(found.containers)} container(s) and {len(found.networks)} network(s)"):
+                removed = containers.remove(docker, name)
+        if record.home(name).exists():
+            record.forget(name)
+            removed.append(f"record {name}")
+        elif not removed:
+            say(f"{name}: there is nothing to remove")
+    leftovers.reap(besides=name)
+    return removed
+
+
+def _known(name: str) -> str:
+    """Return the recorded provider; `broken` for a record that cannot be read, empty without one."""
+    try:
+        known = record.find(name)
+    except ClusterError:
+        return "broken"
+    return known.provider if known else ""

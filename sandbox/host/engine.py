@@ -1,0 +1,205 @@
+"""The container engine of this machine: found, asked, and started where nothing else starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import docker
+import psutil
+from docker.errors import DockerException
+from requests.exceptions import RequestException
+
+from sandbox.errors import EnvironmentMissing
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+BOUNDED_RUNTIME = "bounded-runc"
+_ANY_API = "1.24"  # never sent
+_ASK = 5.0  # seconds; a healthy engine answers in milliseconds
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where one dockerd lives. The default is the machine's own engine."""
+
+    socket: Path = Path("/var/run/docker.sock")
+    data_root: Path = Path("/var/lib/docker")
+    exec_root: Path = Path("/var/run/docker")
+    pid_file: Path = Path("/var/run/docker.pid")
+    log: Path = Path("/var/log/ai-k8s-sandbox-dockerd.log")
+    # further dockerd flags, so that a second engine can live beside the first
+    extra: tuple[str, ...] = ()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What was seen of the engine.
+
+    `state` is `running` (it answers), `dead` (installed, does not answer), `absent` (nothing to start),
+    or `foreign` (DOCKER_HOST or the docker context names another engine, and that does not answer).
+    """
+
+    state: Literal["running", "dead", "absent", "foreign"]
+    url: str
+    seen: str
+    version: str = ""
+    api: str = ""
+    cgroup: str = ""  # "1" or "2"
+    storage: str = ""
+    root: str = ""
+    default_runtime: str = ""
+    stale_pid: bool = False
+
+
+def engine_url() -> str:
+    """Where the docker CLI would connect to: DOCKER_HOST, else the current docker context, else the usual socket."""
+    if host := os.environ.get("DOCKER_HOST"):
+        return host
+    config = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+    context = os.environ.get("DOCKER_CONTEXT") or ""
+    if not context and config.is_file():
+        try:
+            context = str(json.loads(config.read_text()).get("currentContext", ""))
+        except (OSError, ValueError):
+            context = ""
+    if context not in {"", "default"} and (found := docker.ContextAPI.get_context(context)) is not None:
+        return str(found.Host)
+    return Home().url
+
+
+def client(url: str = "", *, timeout: float = 600) -> DockerClient:
+    """Return a client of the engine the docker CLI would use.
+
+    Args:
+        url: another engine's address.
+        timeout: seconds for one answer; saving and importing images take minutes.
+
+    One client is shared for each address: its connections are kept, and it may be used from several threads.
+
+    Raises:
+        EnvironmentMissing: nothing answers there.
+    """
+    return _shared(url or engine_url(), int(timeout))
+
+
+@lru_cache(maxsize=8)
+def _shared(address: str, timeout: int) -> DockerClient:
+    try:
+        version = str(_ask(address)["ApiVersion"])
+        return docker.DockerClient(base_url=address, timeout=timeout, version=version)
+    except (DockerException, RequestException, OSError) as error:
+        raise EnvironmentMissing(
+            "the container engine does not answer", where=address, fix="sandbox doctor", details=[str(error)]
+        ) from error
+
+
+def _ask(url: str) -> dict[str, Any]:
+    """Return the engine's answer to /version, which needs no agreed API version; closes what it opened."""
+    if url.startswith("unix://"):  # docker's own client leaks its socket when nothing listens there
+        with closing(socket.socket(socket.AF_UNIX)) as probe:
+            probe.settimeout(_ASK)
+            probe.connect(url.removeprefix("unix://"))
+    with closing(docker.APIClient(base_url=url, timeout=int(_ASK), version=_ANY_API)) as asked:
+        answer: dict[str, Any] = asked.version(api_version=False)
+        return answer
+
+
+def look(home: Home | None = None) -> Engine:
+    """Say in which state the engine is; changes nothing."""
+    url = home.url if home else engine_url()
+    try:
+        version = _ask(url)
+        with closing(docker.APIClient(base_url=url, timeout=int(_ASK), version=str(version["ApiVersion"]))) as asked:
+            about: dict[str, Any] = asked.info()
+    except (DockerException, RequestException, OSError) as error:
+        return _silent(url, home or Home(), str(error))
+    return Engine(
+        state="running",
+        url=url,
+        seen=f"engine {version.get('Version')} at {url}, API {version.get('ApiVersion')}",
+        version=str(version.get("Version", "")),
+        api=str(version.get("ApiVersion", "")),
+        cgroup=str(about.get("CgroupVersion", "1")),
+        storage=str(about.get("Driver", "")),
+        root=str(about.get("DockerRootDir", "")),
+        default_runtime=str(about.get("DefaultRuntime", "")),
+    )
+
+
+def _silent(url: str, home: Home, error: str) -> Engine:
+    """Say why nothing answers at `url`."""
+    if url != home.url:
+        return Engine("foreign", url, f"{url} does not answer: {error}")
+    if shutil.which("dockerd") is None:
+        return Engine("absent", url, "no engine is installed")
+    pid = recorded_pid(home)
+    if pid is None:
+        return Engine("dead", url, "installed but not running")
+    if runs(pid, "dockerd"):
+        return Engine("dead", url, f"dockerd runs (pid {pid}) but does not answer: {error}")
+    return Engine(
+        "dead", url, f"installed but dead: {home.pid_file} names pid {pid}, which is no dockerd", stale_pid=True
+    )
+
+
+def recorded_pid(home: Home) -> int | None:
+    """Read dockerd's pid file; None where there is none."""
+    try:
+        return int(home.pid_file.read_text().strip())
+    except (OSError, ValueError):
+        return None
+
+
+def runs(pid: int, name: str) -> bool:
+    """Tell whether `pid` is a live process of that name: not another program on a reused pid, and not a zombie.
+
+    dockerd itself takes a zombie for alive, and on machines whose first process reaps late refuses to start.
+    """
+    try:
+        process = psutil.Process(pid)
+        return process.name() == name and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def start_command(home: Home, runtime: Path | None) -> list[str]:
+    """Return dockerd's command line; flags only, so that a person's daemon.json stays as it is."""
+    command = [
+        "dockerd",
+        f"--host={home.url}",
+        f"--data-root={home.data_root}",
+        f"--exec-root={home.exec_root}",
+        f"--pidfile={home.pid_file}",
+        *home.extra,
+    ]
+    if runtime is not None:
+        command += [f"--add-runtime={BOUNDED_RUNTIME}={runtime}", f"--default-runtime={BOUNDED_RUNTIME}"]
+    return command
+
+
+def launch(home: Home, runtime: Path | None) -> subprocess.Popen[bytes]:
+    """Start dockerd in a session of its own, so that it outlives this process. Its log is `home.log`."""
+    home.log.parent.mkdir(parents=True, exist_ok=True)
+    with home.log.open("ab") as log:
+        return subprocess.Popen(
+            start_command(home, runtime),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+        )

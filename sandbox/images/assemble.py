@@ -1,0 +1,79 @@
+"""From a recipe to a finished image: its layers, and the record of what went in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sandbox.images import archive, debian, golang, pypi
+from sandbox.images import recipe as recipes
+from sandbox.images.ingredients import Ingredients
+from sandbox.images.recipe import Recipe
+
+LABEL = "io.github.ai-k8s-sandbox"
+
+
+def prepare(recipe: Recipe) -> None:
+    """Make everything slow that the layers are cut from: Debian trees beside compiling, downloads one module ahead.
+
+    Compilers use all CPUs by themselves, so modules are compiled one after the other.
+    """
+    spec = recipe.spec
+    modules = list(spec.go.values())
+    with ThreadPoolExecutor(max_workers=4) as beside:
+        others: list[Future[Any]] = [beside.submit(debian.build, tree) for tree in spec.debian.values()]
+        others += [beside.submit(pypi.fetch, wheels, recipe.folder) for wheels in spec.wheels.values()]
+        for position, module in enumerate(modules):
+            ahead: list[Future[Any]] = [
+                beside.submit(golang.download, each, recipe.folder) for each in modules[position + 1 : position + 2]
+            ]
+            golang.build(module, recipe.folder)
+            others.extend(ahead)
+        for other in others:
+            other.result()
+
+
+def cut(recipe: Recipe, layers: Sequence[recipes.Layer], scratch: Path, into: Ingredients) -> list[archive.Layer]:
+    """Cut the layers of one image into `scratch` and note what is in them; `prepare` must have run."""
+    return [_cut(recipe, layer, scratch / f"{len(list(scratch.iterdir()))}.tar", into) for layer in layers]
+
+
+def labels(recipe: Recipe) -> dict[str, str]:
+    """What an image says of itself."""
+    return {f"{LABEL}/image": recipe.name, f"{LABEL}/version": recipe.spec.version, f"{LABEL}/key": recipe.key}
+
+
+def _cut(recipe: Recipe, layer: recipes.Layer, target: Path, into: Ingredients) -> archive.Layer:
+    spec = recipe.spec
+    match layer:
+        case recipes.TreeLayer():
+            folder = debian.build(spec.debian[layer.tree])
+            debian.write_tree(folder, layer, target)
+            into.add(debian.packages(folder).values())
+            return archive.Layer(target, archive.sha256(target))
+        case recipes.SliceLayer():
+            folder = debian.build(spec.debian[layer.slice])
+            into.add(debian.write_slice(folder, layer, target))
+            return archive.Layer(target, archive.sha256(target))
+        case recipes.BinariesLayer():
+            binaries = golang.build(spec.go[layer.binaries], recipe.folder)
+            into.add(binaries.items(layer.names))
+            names = layer.names or list(spec.go[layer.binaries].packages)
+            root = layer.into.strip("/")
+            entries = [archive.Entry(f"{root}/{name}".strip("/"), 0o755, binaries.folder / name) for name in names]
+        case recipes.WheelsLayer():
+            folder = pypi.fetch(spec.wheels[layer.wheels], recipe.folder)
+            into.add(pypi.unpacked(folder))
+            entries = archive.folder_entries(folder / "files", layer.into, only=layer.only)
+        case recipes.ModuleFilesLayer():
+            source = golang.module_files(spec.go[layer.module_files], recipe.folder, layer.of) / layer.folder
+            entries = archive.folder_entries(source, layer.into, only=layer.only)
+        case recipes.FilesLayer():
+            entries = archive.folder_entries(recipe.folder / layer.files, layer.into)
+            if layer.into == "/":  # no recipe can hold an empty folder, and every program wants this one
+                entries.append(archive.Entry("tmp", 0o1777))
+        case recipes.LinksLayer():
+            entries = [archive.Entry(name, link=target) for name, target in layer.links.items()]
+    return archive.write_layer(entries, target)

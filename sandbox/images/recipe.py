@@ -1,0 +1,270 @@
+"""What an image is made of: `clusters/images/<image>/image.yaml`, its checks, and its content key."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from sandbox import paths
+from sandbox.errors import EnvironmentMissing, UsageError
+from sandbox.spec.base import Metadata, Name, Strict
+from sandbox.spec.loader import load
+
+# raised when the builder makes something else of the same recipe
+FORMAT = 3
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+RelativePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
+ImagePath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_./-]*$")]
+
+
+class GoModule(Strict):
+    """One `go build` in a small module of our own with a committed go.sum."""
+
+    module: RelativePath = Field(description="Folder of go.mod and go.sum, relative to the recipe.")
+    packages: dict[str, str] = Field(min_length=1, description="Name of the binary -> package.")
+    tags: list[str] = Field(default_factory=list)
+    stamp: dict[str, str] = Field(default_factory=dict, description="Variables set at link time (-X).")
+
+
+class DebianTree(Strict):
+    """A Debian system with packages installed, as of the day of the build; versions are recorded."""
+
+    suite: str = "bookworm"
+    packages: list[str] = Field(min_length=1)
+
+
+class Wheels(Strict):
+    """Wheels from PyPI, each pinned with its hashes."""
+
+    requirements: RelativePath = Field(description="A requirements file for pip's --require-hashes.")
+
+
+class TreeLayer(Strict):
+    """All of a Debian tree."""
+
+    tree: str
+    without: list[str] = Field(default_factory=list, description="Glob patterns of paths left out.")
+
+
+class SliceLayer(Strict):
+    """Some packages of a Debian tree with all they depend on, without package manager and scripts."""
+
+    slice: str = Field(description="Name of the Debian tree.")
+    packages: list[str] = Field(min_length=1)
+    without_packages: list[str] = Field(
+        default_factory=list, alias="withoutPackages", description="Dependencies that do nothing at run time."
+    )
+    also: list[str] = Field(default_factory=list, description="Glob patterns of files that installing made.")
+    without: list[str] = Field(default_factory=list, description="Glob patterns of paths left out.")
+
+
+class BinariesLayer(Strict):
+    """Binaries of a Go module."""
+
+    binaries: str = Field(description="Name of the Go module.")
+    names: list[str] = Field(default_factory=list, description="Which; all when empty.")
+    into: ImagePath = "/usr/local/bin"
+
+
+class WheelsLayer(Strict):
+    """Files of the wheels."""
+
+    wheels: str
+    into: ImagePath
+    only: list[str] = Field(default_factory=list, description="Glob patterns of the files taken; all when empty.")
+
+
+class ModuleFilesLayer(Strict):
+    """Files out of a Go module's source, as its authors ship them."""
+
+    module_files: str = Field(alias="moduleFiles", description="Name of the Go module that requires it.")
+    of: str = Field(description="Path of the required module.")
+    folder: RelativePath = Field(description="Folder inside the required module that becomes the root.")
+    into: ImagePath = "/"
+    only: list[str] = Field(default_factory=list)
+
+
+class FilesLayer(Strict):
+    """A folder of the recipe, laid over the root."""
+
+    files: RelativePath
+    into: ImagePath = "/"
+
+
+class LinksLayer(Strict):
+    """Many names for one program, as busybox and systemd have them."""
+
+    links: dict[ImagePath, str] = Field(min_length=1, description="Name of the link -> what it points to.")
+
+
+Layer = TreeLayer | SliceLayer | BinariesLayer | WheelsLayer | ModuleFilesLayer | FilesLayer | LinksLayer
+
+
+class Config(Strict):
+    """How a container of the image starts."""
+
+    entrypoint: list[str] = Field(default_factory=list)
+    command: list[str] = Field(default_factory=list)
+    env: dict[str, str] = Field(default_factory=dict)
+    user: str = ""
+    workdir: str = ""
+    ports: list[int] = Field(default_factory=list)
+    stop_signal: str = Field(default="", alias="stopSignal")
+
+
+class Contained(Strict):
+    """An image that lies unpacked inside a node image."""
+
+    ref: str
+    layers: list[Layer] = Field(min_length=1)
+    config: Config = Config()
+
+
+class Pull(Strict):
+    """The upstream image that serves where a registry is reachable."""
+
+    ref: str
+    digest: Digest
+    version: str = Field(default="", description="What it is a version of, where it differs from the built one.")
+
+
+class ImageSpec(Strict):
+    """One image: where it may be pulled from, and how it is built from packages."""
+
+    api_version: Literal["sandbox/v1"] = Field(alias="apiVersion")
+    kind: Literal["Image"]
+    metadata: Metadata
+    version: str
+    pull: Pull | None = None
+    go: dict[Name, GoModule] = Field(default_factory=dict)
+    debian: dict[Name, DebianTree] = Field(default_factory=dict)
+    wheels: dict[Name, Wheels] = Field(default_factory=dict)
+    layers: list[Layer] = Field(min_length=1)
+    config: Config = Config()
+    contains: list[Contained] = Field(default_factory=list)
+    finish: ImagePath | None = Field(
+        default=None, description="Program of a node image that unpacks what it contains: ARCHIVE SCRATCH."
+    )
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> ImageSpec:
+        problems: list[str] = []
+        if bool(self.contains) != bool(self.finish):
+            problems.append("`contains` and `finish` come together: something has to unpack the images")
+        for layer in [*self.layers, *(layer for inner in self.contains for layer in inner.layers)]:
+            kind, known, name = _source(self, layer)
+            if name and name not in known:
+                problems.append(f"{kind} {name!r} is not defined; defined: {', '.join(known) or 'none'}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _source(spec: ImageSpec, layer: Layer) -> tuple[str, list[str], str]:
+    match layer:
+        case TreeLayer(tree=name) | SliceLayer(slice=name):
+            return "debian", list(spec.debian), name
+        case BinariesLayer(binaries=name) | ModuleFilesLayer(module_files=name):
+            return "go", list(spec.go), name
+        case WheelsLayer(wheels=name):
+            return "wheels", list(spec.wheels), name
+        case FilesLayer() | LinksLayer():
+            return "files", [], ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An image's spec and the folder it came from."""
+
+    spec: ImageSpec
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.spec.metadata.name
+
+    @cached_property
+    def key(self) -> str:
+        """Content key: 12 hex digits over every file of the recipe, the architecture and the builder's format."""
+        return digest_of([f"{FORMAT} {architecture()}"], [self.folder])[:12]
+
+    @property
+    def ref(self) -> str:
+        return f"ai-k8s-sandbox/{self.name}:{self.key}"
+
+
+def digest_of(words: list[str], folders: list[Path]) -> str:
+    """Sha256 over words and over every file (path, mode, content) of folders; independent of where they lie."""
+    total = hashlib.sha256()
+    for word in words:
+        total.update(f"{word}\0".encode())
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if "__pycache__" in path.parts or path.is_dir():
+                continue
+            where = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                total.update(f"{where}\0link\0{path.readlink()}\0".encode())
+                continue
+            content = path.read_bytes()
+            # a wheel may have lost the mode; a script is one all the same
+            executable = bool(path.stat().st_mode & 0o100) or content.startswith(b"#!")
+            total.update(f"{where}\0{executable}\0{hashlib.sha256(content).hexdigest()}\0".encode())
+    return total.hexdigest()
+
+
+def architecture() -> str:
+    """This machine's architecture in the words of Go and of registries."""
+    try:
+        return _ARCHITECTURES[platform.machine()]
+    except KeyError:
+        raise EnvironmentMissing(
+            f"images are built for {', '.join(sorted(set(_ARCHITECTURES.values())))}, not for {platform.machine()}",
+            fix="run it on such a machine",
+        ) from None
+
+
+def names() -> list[str]:
+    """Every image that can be asked for."""
+    return sorted(_folders())
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        UsageError: there is none, or its image.yaml is wrong.
+    """
+    known = _folders()
+    if name not in known:
+        raise UsageError(
+            f"there is no image {name!r}; there are {', '.join(sorted(known)) or 'none'}", fix="sandbox images list"
+        )
+    return _read(known[name])
+
+
+def _read(folder: Path) -> Recipe:
+    document = load(folder / "image.yaml", ImageSpec)
+    spec = document.model
+    if spec.metadata.name != folder.name:
+        raise UsageError(
+            document.problem(("metadata", "name"), f"must be {folder.name!r}, the name of its folder"),
+            where=str(folder / "image.yaml"),
+        )
+    return Recipe(spec, folder)
+
+
+def _folders() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in paths.catalogue("clusters"):
+        for file in sorted(root.glob("images/*/image.yaml")):
+            found.setdefault(file.parent.name, file.parent)
+    return found

@@ -1,0 +1,235 @@
+"""A streaming client for OpenAI-compatible endpoints on a bare socket.
+
+One request, one attempt: nothing is ever sent again, so a fault is seen as often as it strikes. Written on
+`socket`, which gevent replaces inside the load process; elsewhere it blocks like any socket code.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sandbox.errors import EnvironmentMissing, UsageError
+from sandbox.load.reply import Reply
+
+_PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+PIECE = 65536
+_LISTENS_WITHIN = 1.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where requests go. The name was resolved once: no look-up lies in a measured path.
+
+    Attributes:
+        base: path before /chat/completions, such as /v1.
+        authority: what the Host header says.
+        address: family and address as `socket` takes them.
+        tls: None for http.
+    """
+
+    host: str
+    base: str
+    authority: str
+    address: tuple[socket.AddressFamily, Any]
+    tls: ssl.SSLContext | None
+
+
+def base_url(url: str) -> str:
+    """`http://host:8000`, `http://host:8000/` and `http://host:8000/v1` as `http://host:8000/v1`.
+
+    Raises:
+        UsageError: not an http(s) URL.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise UsageError(f"{url!r} is not a URL: {error}", fix="write it as http://host:port") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise UsageError(f"{url!r} is not the URL of an endpoint", fix="write it as http://host:port")
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    place = f"{name}:{port}" if port else name
+    path = parts.path.rstrip("/")
+    return f"{parts.scheme}://{place}{path if path.endswith('/v1') else path + '/v1'}"
+
+
+def resolve(url: str, ca_file: Path | None = None) -> Target:
+    """Look `url` up, once.
+
+    Raises:
+        UsageError: not an http(s) URL.
+        EnvironmentMissing: the name does not resolve, or `ca_file` cannot be read.
+    """
+    parts = urlsplit(base_url(url))
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        family, address = _reachable(host, port)
+        tls = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else None
+    except socket.gaierror as error:
+        raise EnvironmentMissing(f"{host} does not resolve: {error}", fix="check the URL") from error
+    except OSError as error:
+        raise EnvironmentMissing(f"cannot use {ca_file}: {error}", fix="check the certificate file") from error
+    return Target(host, parts.path, parts.netloc, (family, address), tls)
+
+
+def _reachable(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """The first address of `host` where somebody listens: `localhost` is often two, and served on one of them."""
+    found = [(family, address) for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for family, address in found if len(found) > 1 else []:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_LISTENS_WITHIN)
+            if probe.connect_ex(address) == 0:
+                return family, address
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds a request may take in all, and a begun stream may be silent."""
+
+    total: float
+    idle: float
+
+
+Reader = Callable[[socket.socket, Reply, Limits, int], None]
+
+
+def read(connection: socket.socket, reply: Reply, limits: Limits, deadline: int) -> None:
+    """Read until the outcome stands, at the latest at clock reading `deadline`; never raises for what the peer does.
+
+    The clock is read right after each receive.
+    """
+    idle = int(limits.idle * 1e9)
+    now = time.monotonic_ns()
+    while not reply.outcome:
+        limit = min(deadline, now + idle) if reply.begun else deadline
+        connection.settimeout(max(0.001, (limit - now) / 1e9))
+        try:
+            data = connection.recv(PIECE)
+        except TimeoutError:
+            give_up(reply, limits, time.monotonic_ns(), silent=limit < deadline)
+            return
+        except OSError as error:
+            reply.closed(time.monotonic_ns(), f"broke ({error})")
+            return
+        now = time.monotonic_ns()
+        if data:
+            reply.feed(data, now)
+        else:
+            reply.closed(now, "closed")
+
+
+def give_up(reply: Reply, limits: Limits, now: int, *, silent: bool) -> None:
+    """End `reply` as a timeout: its stream was silent for too long, or all of it took too long."""
+    reply.gave_up(now, f"silent for {limits.idle:g} s" if silent else f"not done in {limits.total:g} s")
+
+
+@dataclass
+class Exchange:
+    """One request and its reply. `began`: when it was attempted, before connecting; `sent`: whether it went out."""
+
+    began: int
+    sent: bool
+    reply: Reply
+
+
+class Client:
+    """Sends requests of one kind to one target. Not shared between threads; greenlets may share it."""
+
+    def __init__(
+        self,
+        target: Target,
+        limits: Limits,
+        *,
+        path: str = "chat",
+        stream: bool = True,
+        api_key: str = "",
+        headers: dict[str, str] | None = None,
+        keep_alive: bool = False,
+        reader: Reader | None = None,
+    ) -> None:
+        """Make ready; `path` is `chat` or `completions`, `headers` go out with every request."""
+        self._reader = reader or read
+        self._target = target
+        self._limits = limits
+        self._stream = stream
+        self._keep_alive = keep_alive
+        self._idle: list[socket.socket] = []
+        fields = {
+            "Host": target.authority,
+            "User-Agent": "ai-k8s-sandbox",
+            "Accept": "text/event-stream" if stream else "application/json",
+            "Content-Type": "application/json",
+            "Connection": "keep-alive" if keep_alive else "close",
+            **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+            **(headers or {}),
+        }
+        lines = [f"POST {target.base}{_PATHS[path]} HTTP/1.1", *(f"{name}: {text}" for name, text in fields.items())]
+        self._head = "\r\n".join(lines).encode() + b"\r\nContent-Length: "
+
+    def exchange(self, body: bytes, number: str = "") -> Exchange:
+        """Send `body` once and read the reply to its end. Never raises for what the server does.
+
+        `number` goes out as X-Request-Id, so that a server's log can be laid beside the timeline.
+        """
+        name = f"\r\nX-Request-Id: {number}".encode() if number else b""
+        message = b"%s%d%s\r\n\r\n%s" % (self._head, len(body), name, body)
+        reply = Reply(stream=self._stream)
+        began = time.monotonic_ns()
+        deadline = began + int(self._limits.total * 1e9)
+        connection: socket.socket | None = None
+        sent = False
+        try:
+            connection = self._connect(deadline)
+            connection.settimeout(max(0.001, (deadline - time.monotonic_ns()) / 1e9))
+            connection.sendall(message)
+            sent = True
+            self._reader(connection, reply, self._limits, deadline)
+        except OSError as error:  # TimeoutError and ssl.SSLError are OSErrors; readers handle their own
+            why = "timed out" if isinstance(error, TimeoutError) else str(error)
+            reply.failed(
+                "connect_error", time.monotonic_ns(), f"could not {'send' if connection else 'connect'}: {why}"
+            )
+        finally:
+            if connection is not None:
+                self._put_away(connection, reply)
+        return Exchange(began, sent, reply)
+
+    def _connect(self, deadline: int) -> socket.socket:
+        while self._idle:
+            kept = self._idle.pop()
+            if not select.select([kept], [], [], 0)[0]:  # readable while idle: the server has closed it
+                return kept
+            kept.close()
+        family, address = self._target.address
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.settimeout(max(0.001, (deadline - time.monotonic_ns()) / 1e9))
+            connection.connect(address)
+            if self._target.tls is not None:
+                connection = self._target.tls.wrap_socket(connection, server_hostname=self._target.host)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _put_away(self, connection: socket.socket, reply: Reply) -> None:
+        if self._keep_alive and reply.reusable:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Close what was kept alive."""
+        while self._idle:
+            self._idle.pop().close()

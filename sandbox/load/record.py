@@ -1,0 +1,137 @@
+"""What the load process writes: one event per request, and one a second about itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+from sandbox.load.client import Exchange
+from sandbox.load.plan import LoadPlan
+from sandbox.timeline import ClientBeat, LoadFinished, LoadStarted, Note, Request, Timeline
+
+BEAT_NS = 10_000_000
+_BEATS = 100
+_WORST = 20
+
+
+class Recorder:
+    """Appends the load's events to the run's timeline.
+
+    Attributes:
+        attempted: requests written so far, dropped ones included.
+    """
+
+    def __init__(self, plan: LoadPlan) -> None:
+        self.attempted = 0
+        self._plan = plan
+        self._timeline = Timeline(plan.timeline, plan.epoch_ns)
+        self._tags = {"model": plan.model, "profile": plan.profile.metadata.name, **plan.tags}
+
+    def started(self, t0: int) -> float:
+        """The first scheduled arrival lies at clock reading `t0`; returns it in the run's seconds."""
+        asked = self._plan.arrivals.model_dump(mode="json", by_alias=True, exclude_none=True)
+        asked |= {"duration": self._plan.duration, "timeout": self._plan.timeout, "stream": self._plan.profile.stream}
+        name = self._plan.profile.metadata.name
+        at = self._seconds(t0)
+        self._timeline.append(LoadStarted(t=at, url=self._plan.url, model=self._plan.model, profile=name, asked=asked))
+        return at
+
+    def request(self, scheduled: int, exchange: Exchange, number: int) -> Request:
+        """Write what became of one request and return it."""
+        reply = exchange.reply
+        times = reply.arrivals
+        return self._write(
+            Request(
+                t=self._seconds(time.monotonic_ns() if reply.end is None else reply.end),
+                scheduled=self._seconds(scheduled),
+                sent=self._seconds(exchange.began) if exchange.sent else None,
+                first=self._seconds(times[0]) if times else None,
+                last=self._seconds(times[-1]) if times else None,
+                chunks=len(times),
+                tokens=reply.tokens,
+                gaps=[(after - before) / 1e9 for before, after in pairwise(times)],
+                outcome=reply.outcome,
+                status=reply.status,
+                detail=reply.detail,
+                server=reply.server,
+                tags=self._numbered(number),
+            )
+        )
+
+    def dropped(self, scheduled: int, number: int, in_flight: int) -> Request:
+        """Write an arrival that could not start: too many requests were in flight."""
+        detail = f"{in_flight} requests were in flight, the most allowed (maxInFlight)"
+        return self._write(
+            Request(
+                t=self._timeline.now(),
+                scheduled=self._seconds(scheduled),
+                sent=None,
+                outcome="dropped",
+                detail=detail,
+                tags=self._numbered(number),
+            )
+        )
+
+    def beat(self, event: ClientBeat) -> None:
+        """Write a second of the client's own pulse."""
+        self._timeline.append(event)
+
+    def finished(self, aborted: str, left_out: int) -> None:
+        """Write the end. `left_out` requests were cut by our own stop: no failure of the server's, so not counted."""
+        now = self._timeline.now()
+        if left_out:
+            message = f"{left_out} requests in flight were cut by the early stop and are not counted"
+            self._timeline.append(Note(t=now, level="warning", message=message))
+        self._timeline.append(LoadFinished(t=now, attempted=self.attempted, aborted=aborted))
+
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return self._timeline.now()
+
+    def _seconds(self, clock: int) -> float:
+        return (clock - self._plan.epoch_ns) / 1e9
+
+    def _numbered(self, number: int) -> dict[str, str]:
+        return {**self._tags, "number": str(number)} if self._plan.number_requests else self._tags
+
+    def _write(self, event: Request) -> Request:
+        self._timeline.append(event)
+        self.attempted += 1
+        return event
+
+
+class Pulse:
+    """How late this process is with what it wanted to do every 10 ms.
+
+    A stall of 50 ms is five late beats, not one: the beats that a stall swallowed are counted as late as they were.
+    """
+
+    def __init__(self, recorder: Recorder, in_flight: Callable[[], int]) -> None:
+        self._recorder = recorder
+        self._in_flight = in_flight
+        self._lags: list[float] = []
+        self._wall = time.monotonic_ns()
+        self._cpu = time.process_time_ns()
+        self.due = self._wall + BEAT_NS
+
+    def beat(self, now: int) -> None:
+        """Count every beat that was due by clock reading `now`; write a second when it is full."""
+        while self.due <= now:
+            self._lags.append((now - self.due) / 1e9)
+            self.due += BEAT_NS
+            if len(self._lags) == _BEATS:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what was counted so far."""
+        if not self._lags:
+            return
+        wall, cpu = time.monotonic_ns(), time.process_time_ns()
+        share = (cpu - self._cpu) / max(1, wall - self._wall)
+        worst = sorted(self._lags, reverse=True)[:_WORST]
+        self._recorder.beat(
+            ClientBeat(t=self._recorder.now(), lag=worst, beats=len(self._lags), cpu=share, in_flight=self._in_flight())
+        )
+        self._lags.clear()
+        self._wall, self._cpu = wall, cpu

@@ -1,0 +1,246 @@
+"""What became of one request: bytes and clock readings in, times and exactly one outcome out. No I/O."""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from typing import Any
+
+from sandbox.load.sse import EventStream
+from sandbox.load.wire import HttpReply, ProtocolError
+
+BLOCKED_REASONS = frozenset({"content_filter", "guardrail_intervened"})
+BLOCKED_CODES = frozenset({"content_filter", "content_policy_violation", "guardrail_violation"})
+BLOCKED_HEADER = "x-guardrail-blocked"
+_SERVER_HEADERS = ("x-inference-pod", "x-served-by", "x-pod-name")
+_TEXT_KEYS = ("content", "reasoning_content", "reasoning", "text")
+_TEXT = re.compile(rb'"(content|reasoning_content|reasoning|text)"\s*:\s*"')
+_MOST_KEPT = 4_000_000
+_EXCERPT = 300
+
+
+class Reply:
+    """One reply under way. All times in nanoseconds of the clock whose readings are passed in.
+
+    Attributes:
+        outcome: empty while under way; then one of `sandbox.spec.slo.OUTCOMES`, and it never changes again.
+        detail: why, for every outcome but ok.
+        arrivals: when each content chunk was received.
+        end: the last byte that counted, or when waiting for it was given up.
+        tokens: usage.completion_tokens, where the server sent it.
+        received: bytes in all.
+    """
+
+    def __init__(self, *, stream: bool) -> None:
+        self.outcome = ""
+        self.detail = ""
+        self.arrivals: array[int] = array("q")
+        self.end: int | None = None
+        self.tokens: int | None = None
+        self.received = 0
+        self._stream = stream
+        self._http = HttpReply()
+        self._events = EventStream()
+        self._is_events = False
+        self._body = bytearray()
+        self._reason = ""
+        self._done_at: int | None = None
+        self._before = b"\x00"  # no payload starts with it: nothing is learnt yet
+        self._behind = b""
+        self._shortest = 0
+
+    @property
+    def status(self) -> int | None:
+        """HTTP status code; None while the head is not complete."""
+        return self._http.status
+
+    @property
+    def begun(self) -> bool:
+        """The answer has begun: from now on silence is measured. Before, a queue may rightly be long."""
+        return bool(self.arrivals)
+
+    @property
+    def reusable(self) -> bool:
+        """The connection may carry another request."""
+        return self._http.reusable and self.outcome in ("ok", "http_error", "guardrail_blocked")
+
+    @property
+    def server(self) -> str:
+        """Who answered, where the server says so."""
+        return next((self._http.headers[name] for name in _SERVER_HEADERS if name in self._http.headers), "")
+
+    def feed(self, data: bytes, now: int) -> bool:
+        """Take what was received at `now`. True: the outcome stands, stop reading."""
+        self.received += len(data)
+        try:
+            body = self._http.feed(data)
+            if body or self._http.complete:
+                self._take(body, now)
+        except ProtocolError as error:
+            self._settle("http_error" if self._http.status is None else "inband_error", now, str(error))
+        return self.outcome != ""
+
+    def closed(self, now: int, how: str) -> None:
+        """The peer closed (`how`: in words) at `now`. Only a body without an announced end may end so."""
+        if how == "closed":
+            self._http.eof()
+            if self._http.complete and not self.outcome:
+                self._complete(now)
+        self._gone(now, "truncated", f"connection {how} {self._so_far()}")
+
+    def gave_up(self, now: int, why: str) -> None:
+        """Waiting ended at `now`, for `why`."""
+        self._gone(now, "timeout", f"{why} {self._so_far()}")
+
+    def failed(self, outcome: str, now: int, why: str) -> None:
+        """The request could not be made."""
+        self._settle(outcome, now, why)
+
+    def _gone(self, now: int, outcome: str, detail: str) -> None:
+        if self._done_at is not None:  # all of the answer was there; only the connection's end went missing
+            self._finished(self._done_at)
+        elif self.status not in (None, 200):  # the head has said it; its missing explanation changes nothing
+            self._complete(now)
+        else:
+            self._settle(outcome, now, detail)
+
+    def _so_far(self) -> str:
+        if self._http.status is None:
+            return "before any reply"
+        return f"after status {self._http.status} and {len(self.arrivals)} content chunks"
+
+    def _settle(self, outcome: str, now: int, detail: str = "") -> None:
+        if not self.outcome:
+            self.outcome, self.end, self.detail = outcome, now, detail[:_EXCERPT]
+
+    def _take(self, body: bytes, now: int) -> None:
+        if not self._is_events:
+            kind = self._http.headers.get("content-type", "")
+            self._is_events = self._http.status == 200 and kind.startswith("text/event-stream")  # noqa: PLR2004 - OK
+        if self._is_events and self._stream:
+            for payload in self._events.feed(body):
+                self._event(payload, now)
+        elif len(self._body) < _MOST_KEPT:
+            self._body += body
+        if self._http.complete:
+            self._complete(now)
+
+    def _event(self, payload: bytes, now: int) -> None:
+        if payload.startswith(self._before) and payload.endswith(self._behind) and len(payload) >= self._shortest:
+            text = payload[len(self._before) : len(payload) - len(self._behind)]
+            if b'"' not in text and b"\\" not in text:  # as the event before, but for the text of its content
+                if text:
+                    self.arrivals.append(now)
+                return
+        if payload == b"[DONE]":
+            self._done_at = now if self._done_at is None else self._done_at
+        elif self._done_at is None:
+            self._unknown(payload, now)
+
+    def _unknown(self, payload: bytes, now: int) -> None:
+        event = _json_object(payload)
+        if event is None:
+            self._settle("inband_error", now, f"malformed event: {_excerpt(payload)}")
+            return
+        if _is_error(event):
+            self._error(event, payload, now)
+            return
+        key, text, reason = _first_choice(event)
+        if text:
+            self.arrivals.append(now)
+        if reason:
+            self._reason = reason
+        elif text and not event.get("usage"):
+            self._learn(payload, key, text)
+        self._usage(event)
+
+    def _learn(self, payload: bytes, key: str, text: str) -> None:
+        """Remember what surrounds the text, so that the next event need not be parsed to be understood."""
+        found = [match for match in _TEXT.finditer(payload) if match[1].decode() == key]
+        if len(found) != 1:
+            return
+        start = found[0].end()
+        end = payload.find(b'"', start)
+        if payload[start:end] == text.encode():
+            self._before, self._behind = payload[:start], payload[end:]
+            self._shortest = len(self._before) + len(self._behind)
+
+    def _usage(self, event: dict[str, Any]) -> None:
+        usage = event.get("usage")
+        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if isinstance(tokens, int):
+            self.tokens = tokens
+
+    def _error(self, event: dict[str, Any], payload: bytes, now: int) -> None:
+        blocked = _blocked(event)
+        self._settle("guardrail_blocked" if blocked else "inband_error", now, _excerpt(payload))
+
+    def _complete(self, now: int) -> None:
+        """The body's announced end was reached."""
+        status = self._http.status
+        if status != 200:  # noqa: PLR2004 - OpenAI's endpoints answer 200 or an error; redirects are not followed
+            blocked = BLOCKED_HEADER in self._http.headers or _blocked(_json_object(bytes(self._body)) or {})
+            self._settle("guardrail_blocked" if blocked else "http_error", now, _excerpt(bytes(self._body)))
+        elif not self._stream:
+            self._whole(now)
+        elif self._is_events:
+            for payload in self._events.finish():
+                self._event(payload, now)
+            self._finished(now)
+        else:
+            kind = self._http.headers.get("content-type", "no content type")
+            self._settle("inband_error", now, f"asked for a stream, got {kind}: {_excerpt(bytes(self._body))}")
+
+    def _whole(self, now: int) -> None:
+        event = _json_object(bytes(self._body))
+        if event is None or _is_error(event):
+            self._error(event or {}, bytes(self._body), now)
+            return
+        self._usage(event)
+        self._reason = _first_choice(event)[2]
+        self._finished(now)
+
+    def _finished(self, now: int) -> None:
+        """Everything came; was it an answer?"""
+        at = now if self._done_at is None else self._done_at
+        if not self._reason:
+            self._settle("truncated", at, f"ended without a finish_reason {self._so_far()}")
+        elif self._reason in BLOCKED_REASONS or BLOCKED_HEADER in self._http.headers:
+            self._settle("guardrail_blocked", at, f"finish_reason {self._reason}")
+        else:
+            self._settle("ok", at)
+
+
+def _json_object(data: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_error(event: dict[str, Any]) -> bool:
+    return bool(event.get("error")) or event.get("object") == "error"
+
+
+def _blocked(event: dict[str, Any]) -> bool:
+    error = event.get("error", event)
+    return isinstance(error, dict) and any(str(error.get(key)) in BLOCKED_CODES for key in ("code", "type"))
+
+
+def _first_choice(event: dict[str, Any]) -> tuple[str, str, str]:
+    """Key and text of the first choice's content, and its finish_reason; empty where there is none."""
+    choices = event.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    holder = choice.get("delta") or choice.get("message") or choice
+    reason = choice.get("finish_reason")
+    for key in _TEXT_KEYS:
+        text = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(text, str) and text:
+            return key, text, reason if isinstance(reason, str) else ""
+    return "", "", reason if isinstance(reason, str) else ""
+
+
+def _excerpt(data: bytes) -> str:
+    return data[:_EXCERPT].decode(errors="replace")

@@ -1,0 +1,295 @@
+"""Figures out of a timeline. Pure: events in, numbers out; times in seconds since the run began."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sandbox.spec.results import Summary, Window
+from sandbox.spec.slo import METRICS, OUTCOMES, Expression, Selector
+from sandbox.timeline import ClientBeat, Event, FaultEvent, LoadFinished, LoadStarted, Request
+
+# The chance of wrongly passing a percentile gate on too few samples: MLPerf's early stopping, c = 0.99.
+_CONFIDENCE = 0.99
+_TRENDS = ("ttft", "ttft_intended", "tpot", "icl", "e2e", "sched_lag")
+
+
+@dataclass(frozen=True)
+class FaultWindow:
+    """When one fault acted. `injected`/`proven`/`healed` are None where that never happened."""
+
+    index: int
+    name: str
+    started: float
+    injected: float | None
+    proven: float | None
+    healed: float | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A timeline taken apart once, for everything that is asked of it later."""
+
+    requests: list[Request]
+    beats: list[ClientBeat]
+    faults: list[FaultWindow]
+    load_started: float | None
+    load_finished: float | None
+    end: float
+    limits: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def windows(self) -> list[Window]:
+        """Phases of the load that tile it - baseline, fault, recovery - and one window per fault."""
+        if self.load_started is None:
+            return []
+        begin, end = self.load_started, max(self.load_finished or self.end, self.load_started)
+        acted = [fault for fault in self.faults if fault.injected is not None]
+        faults = [
+            Window(
+                name=fault.name, kind="fault", start=fault.started, end=end if fault.healed is None else fault.healed
+            )
+            for fault in acted
+        ]
+        if not faults:
+            return [Window(name="baseline", kind="phase", start=begin, end=end)]
+        first = min(window.start for window in faults)
+        last = min(max(window.end for window in faults), end)
+        phases = [("baseline", begin, first), ("fault", first, last), ("recovery", last, end)]
+        return [Window(name=name, kind="phase", start=start, end=stop) for name, start, stop in phases] + faults
+
+
+def record(events: Iterable[Event], limits: dict[str, float] | None = None) -> Record:
+    """Sort a timeline's events. `limits`: request-level limits in seconds (see `Load.good`)."""
+    requests: list[Request] = []
+    beats: list[ClientBeat] = []
+    lives: dict[int, list[FaultEvent]] = {}
+    started = finished = None
+    end = 0.0
+    for event in events:
+        end = max(end, event.t)
+        match event:
+            case Request():
+                requests.append(event)
+            case ClientBeat():
+                beats.append(event)
+            case FaultEvent():
+                lives.setdefault(event.index, []).append(event)
+            case LoadStarted():
+                started = event.t
+            case LoadFinished():
+                finished = event.t
+    return Record(requests, beats, [_life(life) for life in lives.values()], started, finished, end, limits or {})
+
+
+def _life(life: Sequence[FaultEvent]) -> FaultWindow:
+    first: dict[str, float] = {}
+    for event in life:
+        first.setdefault(event.state, event.t)
+    return FaultWindow(
+        index=life[0].index,
+        name=life[0].fault,
+        started=first.get("started", life[0].t),
+        injected=first.get("injected"),
+        proven=first.get("proven"),
+        healed=first.get("healed"),
+    )
+
+
+def phase_of(request: Request, windows: Sequence[Window]) -> str:
+    """The phase a request belongs to: `fault` if any moment of it fell into the fault's window.
+
+    A request that was in flight when the fault struck is the fault's victim, not the baseline's.
+    """
+    phases = {window.name: window for window in windows if window.kind == "phase"}
+    struck = phases.get("fault")
+    if struck is None or request.t < struck.start:
+        return "baseline"
+    return "recovery" if request.scheduled >= struck.end else "fault"
+
+
+def select(rec: Record, selector: Selector) -> list[Request]:
+    """The requests a selector's tags name."""
+    tags = dict(selector.tags)
+    phase = tags.pop("phase", None)
+    windows = rec.windows
+    return [
+        request
+        for request in rec.requests
+        if (phase is None or phase_of(request, windows) == phase)
+        and all(request.tags.get(key) == value for key, value in tags.items())
+    ]
+
+
+def is_good(request: Request, limits: dict[str, float]) -> bool:
+    """Ended `ok` and met every request-level limit."""
+    if request.outcome != "ok":
+        return False
+    return all((values := trend([request], name)) and max(values) <= limit for name, limit in limits.items())
+
+
+def trend(requests: Iterable[Request], metric: str) -> list[float]:
+    """Samples of a trend metric, seconds. Only answers count: a failed request has no latency, it has an outcome."""
+    requests = list(requests)
+    if metric == "sched_lag":
+        return [request.sent - request.scheduled for request in requests if request.sent is not None]
+    answered = [request for request in requests if request.outcome == "ok" and request.sent is not None]
+    if metric == "icl":
+        return [gap for request in answered for gap in request.gaps]
+    return [value for request in answered if (value := _latency(request, metric)) is not None]
+
+
+def _latency(request: Request, metric: str) -> float | None:
+    """One answered request's figure, as load.md of the field defines it; None where it has none."""
+    sent, first, last = request.sent or 0.0, request.first, request.last
+    tokens = received(request)
+    if metric == "e2e":
+        return request.t - sent
+    if metric == "ntpot":
+        return (request.t - sent) / tokens if tokens else None
+    if first is None:
+        return None
+    if metric == "tpot":
+        return (last - first) / (tokens - 1) if last is not None and tokens > 1 else None
+    return first - (request.scheduled if metric == "ttft_intended" else sent)
+
+
+def received(request: Request) -> int:
+    """Tokens as the server counted them; content chunks where it did not say."""
+    return request.chunks if request.tokens is None else request.tokens
+
+
+def samples_needed(expression: Expression) -> int:
+    """Fewest samples for which the figure means anything: ln(1-c)/ln(q) for a percentile, one otherwise."""
+    quantile = 50.0 if expression.aggregation == "med" else expression.quantile
+    if quantile is None:
+        return 1
+    return math.ceil(math.log(1 - _CONFIDENCE) / math.log(quantile / 100))
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One figure. `value` None: there is nothing to say it of."""
+
+    value: float | None
+    samples: int
+
+
+def observe(rec: Record, selector: Selector, expression: Expression) -> Observed:
+    """What a threshold's left side amounts to, over the whole record."""
+    name = selector.metric
+    whole_run = {
+        "time_to_recover": lambda: Observed(time_to_recover(rec), len(rec.requests)),
+        "client_lag": lambda: _lag(rec.beats, expression),
+        "client_cpu": lambda: Observed(max((beat.cpu for beat in rec.beats), default=None), len(rec.beats)),
+    }
+    if name in whole_run:
+        return whole_run[name]()
+    requests = select(rec, selector)
+    if name == "requests" or name in OUTCOMES:
+        return _count(requests, name, expression)
+    if METRICS[name].kind == "trend":
+        values = trend(requests, name)
+        return Observed(_aggregate(values, expression), len(values))
+    if name == "good_request_fraction":
+        return Observed(good_fraction(requests, rec.limits), len(requests))
+    return Observed(_rate(requests, name, _span(rec, selector.tags.get("phase"))), len(requests))
+
+
+def _count(requests: Sequence[Request], name: str, expression: Expression) -> Observed:
+    """How many ended so. Of no requests there is nothing to say: `truncated<=2` must not pass on an empty run."""
+    if not requests:
+        return Observed(0.0 if name == "requests" else None, 0)
+    count = len(requests) if name == "requests" else sum(request.outcome == name for request in requests)
+    return Observed(count / len(requests) if expression.aggregation == "rate" else float(count), len(requests))
+
+
+def _aggregate(values: Sequence[float], expression: Expression) -> float | None:
+    if expression.aggregation == "count":
+        return float(len(values))
+    if not values:
+        return None
+    if expression.quantile is not None:
+        return float(np.percentile(values, expression.quantile))
+    functions: dict[str, Any] = {"avg": np.mean, "min": np.min, "max": np.max, "med": np.median}
+    return float(functions[expression.aggregation](values))
+
+
+def _lag(beats: Sequence[ClientBeat], expression: Expression) -> Observed:
+    """Each beat line carries its second's worst lags only; the others were below them, so count them as the least."""
+    values = [lag for beat in beats for lag in beat.lag]
+    hidden = [min(beat.lag) for beat in beats if beat.lag for _ in range(beat.beats - len(beat.lag))]
+    return Observed(_aggregate(values + hidden, expression), len(values) + len(hidden))
+
+
+def good_fraction(requests: Sequence[Request], limits: dict[str, float]) -> float | None:
+    """Good requests / attempted, drops and failures in the denominator; None of nothing."""
+    return sum(is_good(request, limits) for request in requests) / len(requests) if requests else None
+
+
+def time_to_recover(rec: Record) -> float | None:
+    """The longest time any fault kept users from good completions, in seconds.
+
+    For each fault: from its injection to the end of the first good completion sent after the last bad
+    request it caused; 0 when it caused none. Infinite when no good completion followed. None without faults.
+    """
+    faults = sorted((fault for fault in rec.faults if fault.injected is not None), key=lambda fault: fault.started)
+    if not faults or not rec.requests:
+        return None
+    slowest = 0.0
+    for position, fault in enumerate(faults):
+        until = faults[position + 1].started if position + 1 < len(faults) else math.inf
+        struck = [request for request in rec.requests if fault.started <= request.t and request.scheduled < until]
+        bad = [request.scheduled for request in struck if not is_good(request, rec.limits)]
+        if not bad:
+            continue
+        good = [r.t for r in rec.requests if r.scheduled > max(bad) and is_good(r, rec.limits)]
+        slowest = max(slowest, min(good, default=math.inf) - fault.started)
+    return slowest
+
+
+def _span(rec: Record, phase: str | None) -> float:
+    windows = [window for window in rec.windows if window.kind == "phase" and phase in {None, window.name}]
+    return sum(window.end - window.start for window in windows)
+
+
+def _rate(requests: Sequence[Request], name: str, seconds: float) -> float | None:
+    done = [request for request in requests if request.outcome == "ok"]
+    if not requests or seconds <= 0:
+        return None
+    if name == "request_rate":
+        return len(done) / seconds
+    return sum(map(received, done)) / seconds
+
+
+def summarise(rec: Record) -> list[Summary]:
+    """Figures of the whole load and of each of its phases."""
+    windows = rec.windows
+    names = [window.name for window in windows if window.kind == "phase"]
+    groups = [("all", rec.requests)] + [(n, [r for r in rec.requests if phase_of(r, windows) == n]) for n in names]
+    return [_summary(rec, name, requests) for name, requests in groups if rec.load_started is not None]
+
+
+def _summary(rec: Record, phase: str, requests: list[Request]) -> Summary:
+    seconds = _span(rec, None if phase == "all" else phase)
+    percentiles: dict[str, dict[str, float | None]] = {}
+    for metric in _TRENDS:
+        values = trend(requests, metric)
+        figures: dict[str, float | None] = {"count": float(len(values)), "max": max(values, default=None)}
+        for percent in (50, 90, 95, 99):
+            figures[f"p{percent}"] = float(np.percentile(values, percent)) if values else None
+        percentiles[metric] = figures
+    return Summary(
+        phase=phase,
+        requests=len(requests),
+        outcomes=dict(Counter(request.outcome for request in requests)),
+        good_fraction=good_fraction(requests, rec.limits),
+        request_rate=_rate(requests, "request_rate", seconds),
+        token_rate=_rate(requests, "token_rate", seconds),
+        percentiles=percentiles,
+    )

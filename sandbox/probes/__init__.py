@@ -1,0 +1,7 @@
+"""Steady-state probes: one function each, registered by name; see `sandbox.probes.base` for the contract."""
+
+from sandbox.probes import kubernetes as _kubernetes  # noqa: F401 - importing registers
+from sandbox.probes import openai as _openai  # noqa: F401 - importing registers
+from sandbox.probes.base import PROBES, Context, Seen, look
+
+__all__ = ["PROBES", "Context", "Seen", "look"]

@@ -1,0 +1,190 @@
+"""pytest: `pytest scenarios/` runs every scenario as a test, and clusters and stacks come as fixtures.
+
+Everything heavy is imported where it is used: this module is loaded into every pytest of the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from sandbox.cluster import Cluster
+    from sandbox.kube.stacks import Deployed
+    from sandbox.run import Outcome
+    from sandbox.spec.results import Results
+
+_CLUSTERS = pytest.StashKey["Clusters"]()
+_FIRST_BYTES = 4096
+_OURS = re.compile(r"""^kind:\s*["']?Scenario["']?\s*(#.*)?$""", re.MULTILINE)
+_ELSES = re.compile(r"""^apiVersion:(?!\s*["']?sandbox/)""", re.MULTILINE)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Our options, in a group of their own."""
+    group = parser.getgroup("sandbox", "AI-on-Kubernetes sandbox")
+    group.addoption("--sandbox-keep", action="store_true", help="Leave clusters up when the tests have ended.")
+    group.addoption("--sandbox-runs", default="runs", help="Folder that holds a folder per run (default: runs).")
+    group.addoption("--sandbox-cluster", default=None, help="Run on a cluster of this name instead of the scenario's.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Announce our markers and stand in for pytest-kubernetes's provider."""
+    config.addinivalue_line("markers", "sandbox_cluster(shape): the cluster that `sandbox_cluster` brings up")
+    config.addinivalue_line("markers", "sandbox_stack(name, **values): the stack that `sandbox_stack` deploys")
+    config.stash[_CLUSTERS] = Clusters(keep=bool(config.getoption("--sandbox-keep")))
+    if config.pluginmanager.hasplugin("pytest_kubernetes") or config.pluginmanager.hasplugin("pytest-kubernetes"):
+        # Registered after all entry points, so that its `k8s_manager` comes before pytest-kubernetes's own.
+        from sandbox import pytest_k8s
+
+        config.pluginmanager.register(pytest_k8s, "ai_k8s_sandbox_k8s")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Take down what the session brought up."""
+    clusters = config.stash.get(_CLUSTERS, None)
+    if clusters is not None:
+        clusters.close()
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """A YAML file that says `kind: Scenario` is a test."""
+    if file_path.suffix not in {".yaml", ".yml"}:
+        return None
+    with file_path.open(encoding="utf-8", errors="replace") as file:
+        head = file.read(_FIRST_BYTES)
+    if not _OURS.search(head) or _ELSES.search(head):
+        return None
+    return ScenarioFile.from_parent(parent, path=file_path)
+
+
+class Clusters:
+    """The clusters this session made, each taken by several tests and removed in the end."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self._keep = keep
+        self._undo = ExitStack()
+
+    def up(self, shape: str, name: str | None = None) -> Cluster:
+        """The cluster of that shape, made if it does not run."""
+        from sandbox import cluster
+        from sandbox.cluster import Owner
+        from sandbox.spec.catalogue import find
+        from sandbox.spec.cluster import ClusterSpec
+
+        spec = find("clusters", shape, ClusterSpec, kind="cluster").model
+        chosen = name or spec.metadata.name
+        there = any(each.name == chosen for each in cluster.list_clusters())
+        made = cluster.up(spec, name=chosen, owner=None if there or self._keep else Owner.me())
+        if not there and not self._keep:
+            self._undo.callback(cluster.down, chosen)
+        return made
+
+    def close(self) -> None:
+        """Remove them."""
+        self._undo.close()
+
+
+class ScenarioFile(pytest.File):
+    """One scenario file."""
+
+    def collect(self) -> Iterable[pytest.Item]:
+        """One item, under the scenario's own name."""
+        name = self.path.stem
+        with suppress(yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):  # running it says what is wrong
+            name = yaml.safe_load(self.path.read_text(encoding="utf-8"))["metadata"]["name"]
+        yield ScenarioItem.from_parent(self, name=str(name))
+
+
+class ScenarioItem(pytest.Item):
+    """One scenario: passes only with the verdict `pass`."""
+
+    def runtest(self) -> None:
+        """Run it on the session's cluster."""
+        outcome = run_scenario(self.config, self.path)
+        if outcome.error is not None and not outcome.results.checks:
+            raise outcome.error
+        if outcome.results.verdict != "pass":
+            raise NotHeldError(outcome.results, outcome.folder)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """A verdict is shown as checks, not as a traceback; so is a mistake in the scenario."""
+        from sandbox.errors import SandboxError
+
+        if isinstance(excinfo.value, NotHeldError | SandboxError):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Where it stands."""
+        return self.path, 0, f"scenario: {self.name}"
+
+
+class NotHeldError(AssertionError):
+    """A scenario's verdict was `fail` or `invalid`."""
+
+    def __init__(self, results: Results, folder: Path) -> None:
+        lines = [f"{results.verdict}: {results.headline}"]
+        lines += [
+            f"  {check.status}: {check.title}: {check.observed} (expected {check.expected}) {check.reason}".rstrip()
+            for check in results.checks
+            if check.status != "pass"
+        ]
+        super().__init__("\n".join([*lines, f"  report: {folder / 'report.html'}"]))
+        self.results = results
+
+
+def run_scenario(config: pytest.Config, scenario: Path | str) -> Outcome:
+    """Run one scenario on the session's cluster of its shape."""
+    from sandbox import plan
+    from sandbox.run import Options, execute
+
+    (loaded,) = plan.load_all([str(scenario)])
+    name = config.getoption("--sandbox-cluster") or loaded.cluster.metadata.name
+    if loaded.cluster.provider == "kind":
+        config.stash[_CLUSTERS].up(str(loaded.cluster_source), name)
+    return execute(loaded, Options(runs=Path(config.getoption("--sandbox-runs")), cluster_name=name))
+
+
+@pytest.fixture(scope="session")
+def sandbox_clusters(request: pytest.FixtureRequest) -> Clusters:
+    """Clusters by shape, shared by the session: `sandbox_clusters.up("trio")`."""
+    return request.config.stash[_CLUSTERS]
+
+
+@pytest.fixture
+def sandbox_cluster(request: pytest.FixtureRequest, sandbox_clusters: Clusters) -> Cluster:
+    """A real cluster, `solo` unless `@pytest.mark.sandbox_cluster("trio")` says otherwise; shared by the session."""
+    marker = request.node.get_closest_marker("sandbox_cluster")
+    shape = marker.args[0] if marker and marker.args else "solo"
+    return sandbox_clusters.up(shape, request.config.getoption("--sandbox-cluster"))
+
+
+@pytest.fixture
+def sandbox_stack(request: pytest.FixtureRequest, sandbox_cluster: Cluster) -> Iterator[Deployed]:
+    """A stack that answers on `sandbox_cluster`, `vllm-sim` unless `@pytest.mark.sandbox_stack(name, **values)`."""
+    from sandbox import images
+    from sandbox.cluster import nodes
+    from sandbox.kube import Kube, stacks
+
+    marker = request.node.get_closest_marker("sandbox_stack")
+    stack = stacks.load(marker.args[0] if marker and marker.args else "vllm-sim")
+    refs = {name: image.ref for name, image in images.ensure(stack.images).items()}
+    nodes.load_images(sandbox_cluster, list(refs.values()))
+    kube = Kube.connect(sandbox_cluster.kubeconfig, sandbox_cluster.context)
+    with ExitStack() as undo:
+        undo.callback(stacks.undeploy, kube, stack)
+        values = marker.kwargs if marker else {}
+        yield stacks.deploy(kube, stack, values, images=refs, addresses=sandbox_cluster.node_addresses)
+
+
+@pytest.fixture
+def sandbox_run(request: pytest.FixtureRequest) -> Callable[[Path | str], Results]:
+    """Call it with a scenario's path or name; it answers with the judged results, whatever the verdict."""
+    return lambda scenario: run_scenario(request.config, scenario).results

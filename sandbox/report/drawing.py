@@ -1,0 +1,154 @@
+"""How every chart is drawn: axes, colours, fault windows, and the step from a spec to inline SVG."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from sandbox.report.series import Load
+from sandbox.report.text import one_line, plain
+from sandbox.spec.results import Window
+from sandbox.spec.slo import OUTCOMES
+
+WIDTH = 900
+DASHES = {"baseline": [1, 0], "fault": [6, 3], "recovery": [2, 2]}
+_FAULT_ROW = 15
+_TEN = 10
+_VERSION = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])  # of Vega-Lite, as vl-convert names it
+_SECONDS = (
+    "datum.value == 0 ? '0' : datum.value < 0.001 ? format(datum.value * 1e6, '~r') + ' µs' : "
+    "datum.value < 1 ? format(datum.value * 1e3, '~r') + ' ms' : format(datum.value, '~r') + ' s'"
+)
+
+
+def over_time(chart: Any, found: Load, height: int, x_title: str | None = "seconds since the load began") -> Any:
+    """Give a layered chart over time its size and its x axis."""
+    length = found.length or 1.0
+    axis = alt.Axis(title=x_title, grid=False, tickCount=10, format="~g", labels=x_title is not None)
+    scaled = alt.X("x:Q", axis=axis).scale(domain=[0, length], nice=False)
+    anchor = alt.Chart(alt.InlineData(values=[{"x": 0}])).mark_point(opacity=0, aria=False).encode(x=scaled)
+    return alt.layer(anchor, chart).resolve_scale(color="independent").properties(width=WIDTH, height=height)
+
+
+def bands(found: Load, windows: Sequence[Window]) -> list[Any]:
+    """Fault windows as shaded bands, phases as dashed borders; drawn beneath the figures."""
+    faults, phases = _marks(found, windows)
+    layers: list[Any] = []
+    if faults:
+        base = alt.Chart(alt.InlineData(values=faults)).encode(x="x:Q")
+        edge: dict[str, Any] = {"color": "var(--band-edge)", "strokeWidth": 1.5, "aria": False}
+        layers += [base.mark_rect(color="var(--band)", description="fault window").encode(x2="x2:Q")]
+        layers += [base.mark_rule(**edge), base.mark_rule(**edge).encode(x="x2:Q")]
+    if phases:
+        base = alt.Chart(alt.InlineData(values=phases)).encode(x="x:Q")
+        layers.append(base.mark_rule(color="var(--faint)", strokeDash=[3, 3], aria=False))
+    return layers
+
+
+def labels(found: Load, windows: Sequence[Window]) -> list[Any]:
+    """Names of the fault windows inside the plot and of the phases above it; drawn over the figures."""
+    faults, phases = _marks(found, windows)
+    layers: list[Any] = []
+    if faults:
+        text = alt.Chart(alt.InlineData(values=faults)).encode(x="x:Q", y=alt.Y("row:Q", axis=None, scale=None))
+        layers.append(text.mark_text(align="left", dx=5, color="var(--band-ink)", fontWeight=600).encode(text="name:N"))
+    if phases:
+        text = alt.Chart(alt.InlineData(values=phases)).encode(x="x:Q", y=alt.value(-8))
+        layers.append(text.mark_text(align="left", dx=2, color="var(--muted)").encode(text="name:N"))
+    return layers
+
+
+def _marks(found: Load, windows: Sequence[Window]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    length = found.length or 1.0
+    struck = [window for window in windows if window.kind == "fault"]
+    faults = [
+        {
+            "x": _clamped(window.start - found.begun, length),
+            "x2": _clamped(window.end - found.begun, length),
+            "name": f"{one_line(window.name, 40)} {between(found, window)}",
+            "row": _FAULT_ROW * (index % 5) + _FAULT_ROW,
+        }
+        for index, window in enumerate(struck)
+    ]
+    phases = [
+        {"x": _clamped(window.start - found.begun, length), "name": one_line(window.name, 40)}
+        for window in windows
+        if window.kind == "phase" and window.end > window.start
+    ]
+    return faults, phases
+
+
+def legend(field: str, names: list[str], colours: list[str]) -> Any:
+    """Colour by `field`, with a legend beneath the chart."""
+    key = alt.Legend(
+        title=None, orient="bottom", direction="horizontal", labelLimit=320, columnPadding=28, symbolOpacity=1
+    )
+    return alt.Color(field, legend=key).scale(domain=names, range=colours)
+
+
+def rate_axis(ticks: int) -> Any:
+    """Of one width in both panels, so that their seconds stand beneath each other."""
+    return alt.Axis(tickCount=ticks, format="~s", minExtent=36, maxExtent=36)
+
+
+def time_axis(lowest: float = 0.0, highest: float = 0.0) -> Any:
+    """Ticks in readable units; at round steps of each decade where the axis is logarithmic."""
+    if lowest <= 0:
+        return alt.Axis(labelExpr=_SECONDS, tickCount=5)
+    decades = range(math.floor(math.log10(lowest)), math.ceil(math.log10(highest)) + 1)
+    steps = (1, 2, 5) if highest / lowest > _TEN else (1, 1.5, 2, 3, 4, 5, 7)
+    ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]
+    return alt.Axis(labelExpr=_SECONDS, values=[tick for tick in ticks if lowest <= tick <= highest])
+
+
+def outcome_colour(name: str) -> str:
+    """The page's CSS variable for an outcome."""
+    return f"var(--o-{name.replace('_', '-')})" if name in OUTCOMES else "var(--ink)"
+
+
+def phase_colour(name: str) -> str:
+    """The page's CSS variable for a phase of the load."""
+    return f"var(--p-{name})" if name in DASHES else "var(--c-first)"
+
+
+def svg(chart: Any, rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Render a chart; `rows`: the data its `NamedData` names (altair would copy inline data dozens of times)."""
+    styled = (
+        chart.configure(background="transparent", font="system-ui, sans-serif", padding=4)
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor="var(--muted)",
+            titleColor="var(--muted)",
+            titleFontWeight="normal",
+            domainColor="var(--faint)",
+            tickColor="var(--faint)",
+            gridColor="var(--grid)",
+            labelFontSize=12,
+            titleFontSize=12,
+            titlePadding=10,
+        )
+        .configure_legend(labelColor="var(--ink)", labelFontSize=12, padding=6)
+        .configure_text(fontSize=12)
+    )
+    spec = styled.to_dict()
+    spec["datasets"] = {**spec.get("datasets", {}), **rows}
+    drawn = plain(vl_convert.vegalite_to_svg(spec, vl_version=_VERSION))
+    size = re.search(r'width="(\d+)" height="(\d+)"', drawn)
+    drawn = drawn.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+    if size:  # the page decides how wide; the viewBox keeps the shape
+        drawn = drawn.replace(size.group(0), "", 1)
+    return drawn
+
+
+def _clamped(x: float, length: float) -> float:
+    return min(max(x, 0.0), length)
+
+
+def between(found: Load, window: Window) -> str:
+    """A window in seconds of the load."""
+    return f"{window.start - found.begun:.1f} to {window.end - found.begun:.1f} s"

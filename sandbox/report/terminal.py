@@ -1,0 +1,148 @@
+"""The summary on the terminal: the verdict first, then what went wrong and why, then the rest in few lines."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from sandbox.report.files import HTML
+from sandbox.report.github import commands_stopped
+from sandbox.report.text import MARK, MEANING, one_line, plain, plural, rate, seconds, share, urgency
+from sandbox.spec.results import Check, Results, Status, Summary
+
+STYLE: dict[Status, str] = {"pass": "green", "fail": "red", "invalid": "yellow"}
+_EVIDENCE = 3
+_SHOWN = 12  # failed checks told in full; more would push the verdict off the screen
+_GROUPS = ("slo", "fault", "attack", "steady-state", "phase", "validity")
+_NARROW = 100
+_ASCII = str.maketrans({"✓": "+", "✗": "x", "…": "...", "–": "-", "µ": "u"})  # noqa: RUF001 - an en dash is meant
+
+
+def render(results: Results, console: Console, folder: Path | None = None) -> None:
+    """Print the summary of one run. `folder`: where its files lie (`runs/<id>` if not given)."""
+    folder = folder or Path("runs") / results.run_id
+    bad = sorted((check for check in results.checks if check.status != "pass"), key=lambda c: urgency(c.status))
+    parts: list[Text | Table | Padding] = [Text(), _verdict(results)]
+    parts += [Padding(_failed(check), (1, 0, 0, 2)) for check in bad[:_SHOWN]]
+    if len(bad) > _SHOWN:
+        parts.append(Text(f"\n  … and {len(bad) - _SHOWN} more; all are in the report"))
+    parts += [Text(), _held(results)]
+    if results.summaries:
+        parts += [Text(), figures(results.summaries, narrow=console.width < _NARROW)]
+    if results.time_to_recover is not None:
+        parts.append(Text(f"  recovered in {seconds(results.time_to_recover)}"))
+    notes = [note for note in results.notes if note.startswith(("warning", "error"))]
+    parts += [Text(f"  {one_line(note)}", style="yellow") for note in notes[:5]]
+    parts += [Text(), _next(results, folder), Text()]
+    show(console, Group(*parts))
+
+
+def show(console: Console, what: Group) -> None:
+    """Print, wrapped at the console's width; nothing in it can act as a GitHub workflow command."""
+    stream: TextIO = console.file  # type: ignore[assignment]
+    with console.capture() as captured:
+        console.print(what, soft_wrap=False, highlight=False)
+    encoding = console.encoding
+    with commands_stopped(stream):
+        text = captured.get()
+        if not encoding.startswith("utf"):
+            text = text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
+        stream.write(text)
+        stream.flush()
+
+
+def label(status: Status) -> Text:
+    """Mark and word, so that colour is never the only sign."""
+    return Text(f"{MARK[status]} {status.upper()}", style=f"bold {STYLE[status]}")
+
+
+def figures(summaries: list[Summary], *, narrow: bool) -> Table:
+    """Key figures, one row per phase; the narrow form fits 80 columns."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table.add_column("  phase")
+    columns = ["requests", "good", "req/s", "tok/s", "TTFT p50", "TTFT p99", "e2e p99"]
+    columns += [] if narrow else ["TTFT p95", "TPOT p50", "TPOT p99"]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for summary in summaries:
+        ttft, tpot, e2e = (summary.percentiles.get(key) or {} for key in ("ttft_intended", "tpot", "e2e"))
+        ttft = ttft or summary.percentiles.get("ttft") or {}
+        cells = [ttft.get("p50"), ttft.get("p99"), e2e.get("p99")]
+        cells += [] if narrow else [ttft.get("p95"), tpot.get("p50"), tpot.get("p99")]
+        table.add_row(
+            Text(f"  {one_line(summary.phase, 20)}"),
+            f"{summary.requests:,}",
+            share(summary.good_fraction),
+            rate(summary.request_rate),
+            rate(summary.token_rate),
+            *map(seconds, cells),
+        )
+    return table
+
+
+def _verdict(results: Results) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    name = Text(one_line(results.scenario, 120), style="bold")
+    name.append(f"  {seconds(results.duration)}", style="dim")
+    table.add_row(label(results.verdict), name)
+    table.add_row("", Text(plain(results.headline)))
+    if results.verdict == "invalid":  # the one verdict that needs a word of explanation
+        table.add_row("", Text(MEANING["invalid"], style="dim"))
+    return table
+
+
+def _failed(check: Check) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    mark = Text(f"{MARK[check.status]} {check.status}", style=STYLE[check.status])
+    table.add_row(mark, Text(one_line(check.title), style="bold"))
+    table.add_row(Text("observed", style="dim"), Text(one_line(check.observed)))
+    table.add_row(Text("expected", style="dim"), Text(one_line(check.expected)))
+    if check.reason:
+        table.add_row(Text("why", style="dim"), Text(one_line(check.reason)))
+    for line in check.evidence[:_EVIDENCE]:
+        table.add_row("", Text(one_line(line, 200), style="dim"))
+    if len(check.evidence) > _EVIDENCE:
+        more = plural(len(check.evidence) - _EVIDENCE, "more line")
+        table.add_row("", Text(f"… {more} of evidence in the report", style="dim"))
+    return table
+
+
+def _held(results: Results) -> Table:
+    """What held, a line or two per group."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for group in _GROUPS:
+        good = [check for check in results.checks if check.group == group and check.status == "pass"]
+        if good:
+            names = ", ".join(one_line(check.title, 80) for check in good)
+            head = Text(f"  {MARK['pass']} {group} {len(good)}", style=STYLE["pass"])
+            table.add_row(head, Text(one_line(names, 300)))
+    if not results.checks:
+        table.add_row(Text("  nothing was checked", style=STYLE["invalid"]), "")
+    return table
+
+
+def _next(results: Results, folder: Path) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    if results.verdict == "pass":
+        told = ("judge", str(folder), "judges the same run again, no cluster needed")
+    else:
+        told = ("run", results.scenario, "after changing what is named above")
+    command, target, why = told
+    rows = {"  report": str(folder / HTML), "  next": f"sandbox {command} {shlex.quote(plain(target))}", "": why}
+    for head, text in rows.items():
+        table.add_row(Text(head, style="dim"), Text(one_line(text), style="" if head else "dim"))
+    return table

@@ -1,0 +1,379 @@
+"""One run: the phases, top to bottom. Everything else in this tool is called from here."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sandbox import __version__, attacks, cluster, errors, faults, images, probes
+from sandbox.cluster import Cluster, Owner
+from sandbox.errors import SandboxError, Unproven
+from sandbox.host import prepare, require
+from sandbox.judge import judge as judged
+from sandbox.kube import Kube, Seen, collect, guardrails, stacks, wait_for
+from sandbox.load import check, runner
+from sandbox.load.plan import plan_for
+from sandbox.plan import Plan
+from sandbox.progress import say, step
+from sandbox.report.write import write_all
+from sandbox.spec.results import Results
+from sandbox.spec.scenario import FaultUse
+from sandbox.timeline import AttackEvent, Fact, Note, PhaseChanged, Probed, RunStarted, Timeline, read, wall_now
+
+_STEADY_SECONDS = 30.0
+_LOAD_SLACK = 30.0
+_DETAILS = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, beside what to run.
+
+    Attributes:
+        runs: the folder that holds a folder per run.
+        keep: leave cluster and stack as they are in the end.
+        keep_cluster: leave the cluster: somebody else takes it down.
+        allow_changes: leave to change a `provider: existing` cluster.
+        cluster_name: another name for the cluster than its shape's, so that runs can be side by side.
+    """
+
+    runs: Path = Path("runs")
+    keep: bool = False
+    keep_cluster: bool = False
+    allow_changes: bool = False
+    cluster_name: str | None = None
+
+
+@dataclass
+class Run:
+    """What the phases hand on to each other. `undo` unwinds it all, last thing first."""
+
+    plan: Plan
+    options: Options
+    folder: Path
+    timeline: Timeline
+    undo: ExitStack
+    stop: threading.Event = field(default_factory=threading.Event)
+    cluster: Cluster | None = None
+    kube: Kube | None = None
+    deployed: stacks.Deployed | None = None
+    tenant: guardrails.Tenant | None = None
+    results: Results | None = None
+
+    def fact(self, about: str, **values: Any) -> None:
+        """Record something about the ground this run stands on."""
+        self.timeline.append(Fact(t=self.timeline.now(), about=about, values=values))
+
+    @property
+    def live(self) -> tuple[Cluster, Kube, stacks.Deployed]:
+        """The cluster, its API and the stack on it, for the phases after `deploy`."""
+        if self.cluster is None or self.kube is None or self.deployed is None:
+            raise Unproven("nothing is deployed")
+        return self.cluster, self.kube, self.deployed
+
+
+def preflight(run: Run) -> None:
+    """This machine can carry it: an engine that answers, memory, disk, kernel."""
+    if run.plan.cluster.provider == "kind":
+        require(prepare())
+    else:
+        _references(run.plan)
+
+
+def up(run: Run) -> None:
+    """A cluster of the right shape, taken if it runs, made if not. One made here goes away with the run."""
+    spec, name = run.plan.cluster, run.options.cluster_name or run.plan.cluster.metadata.name
+    there = any(each.name == name and each.state in {"ready", "degraded"} for each in cluster.list_clusters())
+    run.cluster = cluster.up(
+        spec,
+        name=name,
+        app_images=run.plan.images,
+        owner=None if run.options.keep else Owner.me(),
+        allow_changes=run.options.allow_changes,
+    )
+    if not (there or run.options.keep or run.options.keep_cluster) and spec.provider == "kind":
+        run.undo.callback(cluster.down, name)
+    cluster.prove_ours(run.cluster)
+    run.kube = Kube.connect(run.cluster.kubeconfig, run.cluster.context)
+    run.fact(
+        "cluster",
+        name=name,
+        provider=run.cluster.provider,
+        kubernetes=run.kube.version,
+        nodes=run.cluster.node_names,
+        image=run.cluster.image,
+    )
+
+
+def deploy(run: Run) -> None:
+    """Guardrails first, then the stack inside them; ready means that it made a completion."""
+    if run.kube is None or run.cluster is None:
+        raise Unproven("there is no cluster to deploy to")
+    refs = _references(run.plan)
+    for guardrail in run.plan.guardrails:
+        with step(f"guardrail {guardrail.metadata.name}"):
+            applied = guardrails.apply(run.kube, guardrail, {}, images=refs)
+            if not run.options.keep:
+                run.undo.callback(guardrails.remove, run.kube, applied)
+            run.tenant = applied.tenant or run.tenant
+    with step(f"stack {run.plan.stack.metadata.name}"):
+        if not run.options.keep:
+            run.undo.callback(stacks.undeploy, run.kube, run.plan.stack)
+        run.undo.callback(_collect, run)
+        run.deployed = stacks.deploy(
+            run.kube, run.plan.stack, run.plan.values, images=refs, addresses=run.cluster.node_addresses
+        )
+    run.fact(
+        "stack",
+        name=run.plan.stack.metadata.name,
+        values=run.plan.values,
+        model=run.deployed.model,
+        url=run.deployed.url,
+        images=refs,
+    )
+
+
+def verify(run: Run) -> None:
+    """The steady state holds before anything is done to it."""
+    lacking = _look(run, "before", _STEADY_SECONDS)
+    if lacking:
+        raise Unproven(f"the steady state did not hold before the start: {'; '.join(lacking)}")
+
+
+def exercise(run: Run) -> None:
+    """Load, faults and attacks on one clock."""
+    wanted = run.plan.scenario.load
+    if wanted is None:
+        return
+    _, _, deployed = run.live
+    path = run.plan.profile.path if run.plan.profile else "chat"
+    check.check_endpoint(deployed.url, deployed.model, path=path)
+    say(f"load: {run.plan.load_in_words()}")
+    process = runner.start(plan_for(wanted, run.timeline, url=deployed.url, model=deployed.model), run.timeline)
+    with ExitStack() as halt, ThreadPoolExecutor(max_workers=16, thread_name_prefix="exercise") as pool:
+        halt.callback(run.stop.set)
+        halt.callback(process.stop)
+        work = [pool.submit(_strike, run, index, use, process.started_at) for index, use in enumerate(run.plan.faults)]
+        work.append(pool.submit(_attack, run))
+        code = process.wait(wanted.duration + wanted.timeout + _LOAD_SLACK)
+        _finish(run, work)
+    if code:
+        raise Unproven(f"the load client ended with exit code {code}", details=runner.tail(process.log))
+
+
+def recover(run: Run) -> None:
+    """The steady state comes back after load and faults."""
+    _look(run, "after", run.plan.scenario.recover.within)
+
+
+def judge(run: Run) -> None:
+    """Timeline and SLOs make the verdict."""
+    run.results = judged(read(run.timeline.path))
+
+
+def report(run: Run) -> None:
+    """Everything a person or a CI job reads of this run."""
+    if run.results is not None:
+        write_all(run.results, read(run.timeline.path), run.folder)
+
+
+PHASES: tuple[Callable[[Run], None], ...] = (preflight, up, deploy, verify, exercise, recover, judge, report)
+_ALWAYS = (judge, report)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run: its verdict, where it lies, and what stopped it, if anything did."""
+
+    results: Results
+    folder: Path
+    error: BaseException | None
+
+    @property
+    def exit_code(self) -> int:
+        """0 pass, 1 fail, 3 invalid, 4 environment missing, 130 interrupted."""
+        if isinstance(self.error, KeyboardInterrupt):
+            return errors.EXIT_INTERRUPTED
+        if self.results.verdict == "fail":
+            return errors.EXIT_FAIL
+        if isinstance(self.error, SandboxError):
+            return self.error.exit_code
+        return errors.EXIT_PASS if self.results.verdict == "pass" else errors.EXIT_INVALID
+
+
+def execute(plan: Plan, options: Options) -> Outcome:
+    """Run a plan to its verdict and leave nothing behind, on success, failure and Ctrl-C alike."""
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{plan.scenario.metadata.name}-{uuid.uuid4().hex[:4]}"
+    folder = options.runs / run_id
+    folder.mkdir(parents=True)
+    with Timeline(folder / "timeline.jsonl") as log:
+        run = Run(plan=plan, options=options, folder=folder, timeline=log, undo=ExitStack())
+        log.append(_beginning(run, run_id))
+        error = _through(run) or _unwound(run)
+    if run.results is None:
+        raise Unproven("the run was not judged", where=str(folder), fix=f"sandbox judge {folder}")
+    return Outcome(run.results, folder, error)
+
+
+def _through(run: Run) -> BaseException | None:
+    """Go through the phases; after one that stopped only those that always run. What stopped it, if anything."""
+    error: BaseException | None = None
+    for phase in PHASES:
+        if error is not None and phase not in _ALWAYS:
+            continue
+        try:
+            with _phase(run, phase.__name__):
+                phase(run)
+        except (Exception, KeyboardInterrupt) as stopped:  # noqa: BLE001 - any end of a phase is judged
+            error = error or stopped
+            if not isinstance(stopped, SandboxError | KeyboardInterrupt):
+                (run.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+                say(f"this is a bug in the sandbox; see {run.folder / 'traceback.txt'}")
+    if error is not None:
+        _unwound(run)
+    return error
+
+
+def _unwound(run: Run) -> BaseException | None:
+    """Heal, collect, undeploy, down: last thing first. What could not be removed is said, and is the run's error."""
+    try:
+        run.undo.close()
+    except SandboxError as error:
+        say(f"not all of it could be removed: {error}")
+        return error
+    return None
+
+
+@contextmanager
+def _phase(run: Run, name: str) -> Iterator[None]:
+    def write(status: Any, detail: str = "") -> None:
+        run.timeline.append(PhaseChanged(t=run.timeline.now(), name=name, status=status, detail=detail))
+
+    write("started")
+    try:
+        with step(name):
+            yield
+    except KeyboardInterrupt:
+        write("failed", "interrupted")
+        raise
+    except Exception as error:
+        write("failed", "; ".join(_words(error)))
+        raise
+    write("ok")
+
+
+def _references(plan: Plan) -> dict[str, str]:
+    """Image name -> what the cluster's nodes call it: loaded into ours, pulled from the mirror by others'."""
+    if plan.cluster.provider == "existing":
+        return images.mirrored(plan.images)
+    return {name: image.ref for name, image in images.ensure(plan.images).items()}
+
+
+def _words(error: Exception) -> list[str]:
+    """What happened, where, what was seen last, what to do: on one line of a report."""
+    if not isinstance(error, SandboxError):
+        return [f"{type(error).__name__}: {error}"]
+    head = f"{error.where}: {error.what}" if error.where else error.what
+    return [head, *error.details[:_DETAILS], *([f"fix: {error.fix}"] if error.fix else [])]
+
+
+def _beginning(run: Run, run_id: str) -> RunStarted:
+    return RunStarted(
+        t=run.timeline.now(),
+        run_id=run_id,
+        wall=wall_now(),
+        scenario=run.plan.scenario.model_dump(mode="json", by_alias=True),
+        source=str(run.plan.source),
+        versions={"sandbox": __version__},
+    )
+
+
+def _look(run: Run, when: Any, within: float) -> list[str]:
+    """Probe the steady state until it holds or time is out; the last look of each probe goes into the timeline.
+
+    Returns:
+        What did not hold.
+    """
+    _, kube, deployed = run.live
+    context = probes.Context(kube, deployed.namespace, deployed.url, deployed.model)
+    uses = run.plan.scenario.steady_state
+    last: list[probes.Seen] = []
+
+    def look() -> Seen[None]:
+        last[:] = [probes.look(use.name, context, use.params) for use in uses]
+        saw = [f"{use.name}: {seen.detail}" for use, seen in zip(uses, last, strict=True) if not seen.ok]
+        return Seen(not saw, None, "\n".join(saw))
+
+    try:
+        wait_for(look, within=within, what="the steady state")
+        lacking = []
+    except Unproven as error:
+        lacking = error.details
+    for index, (use, seen) in enumerate(zip(uses, last, strict=True)):
+        run.timeline.append(
+            Probed(
+                t=run.timeline.now(),
+                probe=use.name,
+                index=index,
+                when=when,
+                ok=seen.ok,
+                detail=seen.detail,
+                evidence=seen.evidence,
+            )
+        )
+    return lacking
+
+
+def _strike(run: Run, index: int, use: FaultUse, load_started: float) -> None:
+    """Wait for a fault's time, then drive it."""
+    own, kube, deployed = run.live
+    if run.stop.wait(max(0.0, load_started + use.at - run.timeline.now())):
+        return
+    say(f"fault {use.name} strikes")
+    context = faults.Context(kube, own, deployed.namespace, use.lasting, run.stop)
+    faults.drive(use.name, index, context, use.params, run.timeline)
+
+
+def _attack(run: Run) -> None:
+    """Make every attempt and its allowed twin while load and faults run."""
+    if not run.plan.attempts:
+        return
+    own, kube, _ = run.live
+    if run.tenant is None:
+        raise Unproven("attacks need a guardrail that makes a tenant", fix="add `guardrails: [tenant]`")
+    run.fact("attacks", planned=[attempt.id for attempt in run.plan.attempts])
+    for attempt in run.plan.attempts:
+        if run.stop.is_set():
+            return
+        for result in attacks.make(kube, run.tenant, attempt, nodes=own.node_addresses):
+            run.timeline.append(AttackEvent(t=run.timeline.now(), **result.event()))
+
+
+def _finish(run: Run, work: list[Future[None]]) -> None:
+    """Let faults heal and attacks end; whatever broke one of them is said, and the judge misses its evidence."""
+    for future in work:
+        try:
+            future.result()
+        except SandboxError as error:
+            run.timeline.append(Note(t=run.timeline.now(), level="error", message=str(error)))
+            say(str(error))
+
+
+def _collect(run: Run) -> None:
+    """Keep logs and events of a run that did not pass, before its objects are gone."""
+    if run.results is not None and run.results.verdict == "pass":
+        return
+    if run.kube is None:
+        return
+    namespaces = [run.plan.stack.namespace, *([run.tenant.namespace] if run.tenant else [])]
+    for namespace in namespaces:
+        collect.write(run.kube, namespace, run.folder / "logs" / namespace)
+    say(f"logs and events are in {run.folder / 'logs'}")

@@ -1,0 +1,149 @@
+"""A traffic profile: which prompts are sent, how long the answers may be, and over which endpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sandbox import paths
+from sandbox.errors import UsageError
+from sandbox.progress import say
+from sandbox.spec.base import API_VERSION, Metadata, Strict
+from sandbox.spec.loader import load
+
+_OURS = frozenset({"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "temperature"})
+
+
+class Fixed(Strict):
+    """Always the same number of tokens."""
+
+    kind: Literal["fixed"]
+    tokens: int = Field(ge=1, le=1_000_000)
+
+    def draw(self, dice: random.Random) -> int:  # noqa: ARG002 - the same call for every distribution
+        """Return one length, in tokens."""
+        return self.tokens
+
+
+class Uniform(Strict):
+    """Every length from `min` to `max`, both included, equally often."""
+
+    kind: Literal["uniform"]
+    min: int = Field(ge=1)
+    max: int = Field(ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Uniform:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        return self
+
+    def draw(self, dice: random.Random) -> int:
+        """Return one length, in tokens."""
+        return dice.randint(self.min, self.max)
+
+
+class Lognormal(Strict):
+    """Many short, few long: `mean` tokens before clipping to `min`..`max`; `sigma` of the logarithm."""
+
+    kind: Literal["lognormal"]
+    mean: float = Field(gt=0)
+    sigma: float = Field(gt=0, le=3)
+    min: int = Field(default=1, ge=1)
+    max: int = Field(ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Lognormal:
+        if not self.min <= self.mean <= self.max:
+            raise ValueError(f"mean ({self.mean:g}) does not lie between min ({self.min}) and max ({self.max})")
+        return self
+
+    def draw(self, dice: random.Random) -> int:
+        """Return one length, in tokens."""
+        mu = math.log(self.mean) - self.sigma**2 / 2
+        return min(self.max, max(self.min, round(dice.lognormvariate(mu, self.sigma))))
+
+
+Lengths = Annotated[Fixed | Uniform | Lognormal, Field(discriminator="kind")]
+
+
+class Profile(Strict):
+    """What one request of this traffic looks like."""
+
+    api_version: Literal["sandbox/v1"] = Field(default=API_VERSION, alias="apiVersion")
+    kind: Literal["Profile"]
+    metadata: Metadata
+    source: str = Field(default="", description="Where the lengths come from: a paper or a data set.")
+    path: Literal["chat", "completions"] = Field(default="chat", description="/v1/chat/completions or /v1/completions.")
+    stream: bool = True
+    system: str = Field(default="", description="System prompt; chat only.")
+    prompts: list[str] | str = Field(description="The prompts, or a file of loadtests/prompts/, one prompt a line.")
+    max_tokens: Lengths = Field(alias="maxTokens", description="Longest answer asked for, drawn per request.")
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict, alias="extraBody", description="Further keys of the request body, such as ignore_eos."
+    )
+
+    @field_validator("prompts")
+    @classmethod
+    def _some(cls, value: list[str] | str) -> list[str] | str:
+        if not value or (isinstance(value, list) and not all(prompt.strip() for prompt in value)):
+            raise ValueError("needs at least one prompt, and none that is empty")
+        return value
+
+    @field_validator("extra_body")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(_OURS & value.keys()):
+            raise ValueError(f"{', '.join(taken)}: set by the profile's own keys, not here")
+        json.dumps(value)  # YAML knows dates and sets, a request body does not: TypeError reads as a mistake here
+        return value
+
+    @model_validator(mode="after")
+    def _chat_only(self) -> Profile:
+        if self.system and self.path != "chat":
+            raise ValueError("`system` is for `path: chat`; write it into the prompts of a completion")
+        return self
+
+
+def names() -> list[str]:
+    """Every profile that can be named, the user's own and the shipped ones."""
+    found = {file.stem for folder in paths.catalogue("loadtests") for file in (folder / "profiles").glob("*.yaml")}
+    return sorted(found)
+
+
+def resolve(name: str) -> Profile:
+    """Return profile `name` with its prompts read in (`prompts` is a list).
+
+    The user's own `loadtests/` comes before the shipped one; a shadowed name is said aloud.
+
+    Raises:
+        UsageError: no such profile or prompt file, or a mistake in either.
+    """
+    file = _find(f"profiles/{name}.yaml", f"unknown profile {name!r}", f"use one of: {', '.join(names()) or 'none'}")
+    document = load(file, Profile)
+    if isinstance(document.model.prompts, list):
+        return document.model
+    wanted = document.model.prompts
+    place = document.problem(("prompts",), "no such file in loadtests/prompts/")
+    prompts = _find(f"prompts/{wanted}", place, "write the file there, one prompt a line")
+    lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
+    texts = [line for line in lines if line and not line.startswith("#")]
+    if not texts:
+        raise UsageError("holds no prompt", where=str(prompts), fix="write one prompt a line")
+    return document.model.model_copy(update={"prompts": texts})
+
+
+def _find(relative: str, problem: str, fix: str) -> Path:
+    found = [file for folder in paths.catalogue("loadtests") if (file := folder / relative).is_file()]
+    inside = [file for file in found if not relative.endswith("/") and ".." not in Path(relative).parts]
+    if not inside:
+        raise UsageError(problem, fix=fix)
+    if len(inside) > 1:
+        say(f"loadtests/{relative}: {inside[0]} shadows {inside[1]}")
+    return inside[0]

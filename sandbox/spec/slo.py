@@ -1,0 +1,202 @@
+"""SLOs in k6's threshold words: `metric{tag:value}: ["p(99)<=300ms"]`. Source: grafana.com/docs/k6, Thresholds."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
+
+from sandbox.spec.base import KeyPath, Mistakes, Strict
+
+Kind = Literal["trend", "rate", "count", "value"]
+PHASES = ("baseline", "fault", "recovery")
+TAGS = ("phase", "tenant", "model", "profile")
+OUTCOMES = (
+    "ok",
+    "http_error",
+    "connect_error",
+    "timeout",
+    "truncated",
+    "inband_error",
+    "guardrail_blocked",
+    "dropped",
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric a threshold can name.
+
+    Attributes:
+        kind: trend (a distribution of seconds), rate (a share, 0..1), count (a number of events), value (one number).
+        unit: "s", "" (a share or a count), "1/s".
+        description: what it measures.
+    """
+
+    kind: Kind
+    unit: str
+    description: str
+
+
+METRICS: dict[str, Metric] = {
+    "ttft": Metric("trend", "s", "first content minus actual send"),
+    "ttft_intended": Metric("trend", "s", "first content minus scheduled send; no coordinated omission"),
+    "tpot": Metric("trend", "s", "(last - first token) / (tokens - 1)"),
+    "icl": Metric("trend", "s", "gaps between chunks, pooled over requests"),
+    "ntpot": Metric("trend", "s", "end-to-end time / tokens"),
+    "e2e": Metric("trend", "s", "last byte minus send"),
+    "sched_lag": Metric("trend", "s", "how late sends were against their schedule"),
+    "client_lag": Metric("trend", "s", "how late the load client's own heartbeat was"),
+    "good_request_fraction": Metric("rate", "", "requests that were ok / requests attempted, drops included"),
+    "request_rate": Metric("value", "1/s", "requests completed per second"),
+    "token_rate": Metric("value", "1/s", "tokens received per second"),
+    "requests": Metric("count", "", "requests attempted"),
+    "time_to_recover": Metric("value", "s", "from injection to the first good completion after the last bad one"),
+    "client_cpu": Metric("value", "", "share of one core the load client used, at its busiest second"),
+    **{outcome: Metric("count", "", f"requests that ended `{outcome}`") for outcome in OUTCOMES},
+}
+
+AGGREGATIONS: dict[Kind, tuple[str, ...]] = {
+    "trend": ("p(N)", "avg", "min", "max", "med", "count"),
+    "rate": ("rate", "value"),
+    "count": ("count", "rate", "value"),
+    "value": ("value",),
+}
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+_EXPRESSION = re.compile(
+    r"^\s*(?P<agg>p\(\d+(?:\.\d+)?\)|[a-z]+)\s*(?P<op><=|>=|<|>|==|!=)\s*"
+    r"(?P<number>\d+(?:\.\d+)?(?:e-?\d+)?)\s*(?P<unit>us|ms|s|m|%)?\s*$"
+)
+_SELECTOR = re.compile(r"^(?P<metric>[a-z0-9_]+)(?:\{(?P<tags>[^}]*)\})?$")
+
+
+@dataclass(frozen=True)
+class Selector:
+    """`metric{tag:value,…}` taken apart."""
+
+    metric: str
+    tags: dict[str, str]
+
+    def __str__(self) -> str:
+        """As the user wrote it, tags in their order."""
+        inner = ",".join(f"{key}:{value}" for key, value in self.tags.items())
+        return f"{self.metric}{{{inner}}}" if inner else self.metric
+
+
+@dataclass(frozen=True)
+class Expression:
+    """`p(99)<=300ms` taken apart; `bound` in the metric's base unit (seconds, shares, counts)."""
+
+    aggregation: str
+    quantile: float | None
+    operator: str
+    bound: float
+
+    def holds(self, observed: float) -> bool:
+        """Whether `observed` satisfies it. A NaN never does."""
+        if math.isnan(observed):
+            return False
+        return {
+            "<=": observed <= self.bound,
+            ">=": observed >= self.bound,
+            "<": observed < self.bound,
+            ">": observed > self.bound,
+            "==": observed == self.bound,
+            "!=": observed != self.bound,
+        }[self.operator]
+
+
+def parse_selector(text: str) -> Selector:
+    """Take `ttft{phase:fault}` apart; ValueError names what is unknown and what would be valid."""
+    match = _SELECTOR.match(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not `metric` or `metric{{phase:fault}}`")
+    if match["metric"] not in METRICS:
+        raise ValueError(f"unknown metric {match['metric']!r}; known: {', '.join(sorted(METRICS))}")
+    tags: dict[str, str] = {}
+    for part in filter(None, (match["tags"] or "").split(",")):
+        key, _, value = (piece.strip() for piece in part.partition(":"))
+        if key not in TAGS:
+            raise ValueError(f"unknown tag {key!r}; known: {', '.join(TAGS)}")
+        if key == "phase" and value not in PHASES:
+            raise ValueError(f"unknown phase {value!r}; known: {', '.join(PHASES)}")
+        tags[key] = value
+    return Selector(match["metric"], tags)
+
+
+def parse_expression(text: str, metric: str) -> Expression:
+    """Take `p(99)<=300ms` apart for `metric`; ValueError says what would be valid."""
+    match = _EXPRESSION.match(text)
+    if not match:
+        raise ValueError(f"{text!r} is not a threshold such as p(99)<=300ms, rate>=0.99 or count<=2")
+    known = METRICS[metric]
+    allowed = AGGREGATIONS[known.kind]
+    aggregation = match["agg"]
+    quantile = None
+    if aggregation.startswith("p("):
+        quantile = float(aggregation[2:-1])
+        if not 0 < quantile < 100:  # noqa: PLR2004 - percent
+            raise ValueError(f"{aggregation}: a percentile lies between 0 and 100")
+    if ("p(N)" if quantile is not None else aggregation) not in allowed:
+        raise ValueError(f"{aggregation!r} makes no sense for {metric}, a {known.kind}; use {', '.join(allowed)}")
+    unit = match["unit"]
+    number = float(match["number"])
+    if known.unit == "s" and aggregation != "count":
+        if unit not in _UNITS:
+            raise ValueError(f"{text!r} needs a unit of time: us, ms, s or m")
+        return Expression(aggregation, quantile, match["op"], number * _UNITS[unit])
+    if unit == "%" and known.kind == "rate":
+        return Expression(aggregation, quantile, match["op"], number / 100)
+    if unit:
+        raise ValueError(f"{text!r}: {metric} has no unit {unit!r}")
+    return Expression(aggregation, quantile, match["op"], number)
+
+
+class Threshold(Strict):
+    """One expression and how many samples it needs. A bare string is the expression alone."""
+
+    threshold: str = Field(description="Such as p(99)<=300ms, rate>=0.99, count<=2, value<=15s.")
+    min_samples: int | None = Field(
+        default=None,
+        alias="minSamples",
+        ge=1,
+        description="Fewer samples give `invalid`; the default follows MLPerf.",
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Editors must take the bare string too."""
+        return {"anyOf": [{"type": "string", "examples": ["p(99)<=300ms"]}, handler(core)]}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"threshold": value} if isinstance(value, str) else value
+
+
+Slo = dict[str, list[Threshold]]
+
+
+def check_slo(slo: Slo) -> Slo:
+    """Refuse unknown metrics, tags, aggregations and units, all at once."""
+    problems: list[tuple[KeyPath, str]] = []
+    for text, thresholds in slo.items():
+        try:
+            selector = parse_selector(text)
+        except ValueError as error:
+            problems.append(((text,), str(error)))
+            continue
+        if not thresholds:
+            problems.append(((text,), "needs at least one threshold"))
+        for position, threshold in enumerate(thresholds):
+            try:
+                parse_expression(threshold.threshold, selector.metric)
+            except ValueError as error:
+                problems.append(((text, position), str(error)))
+    if problems:
+        raise Mistakes(problems)
+    return slo

@@ -1,0 +1,128 @@
+"""Several runs one after the other, on clusters they share; and what is shown of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from sandbox import cluster, errors
+from sandbox.errors import UsageError
+from sandbox.judge import judge
+from sandbox.plan import Plan
+from sandbox.report import github, suite, terminal
+from sandbox.report.files import RESULTS, read_results
+from sandbox.report.write import write_all
+from sandbox.run import Options, Outcome, execute
+from sandbox.spec.results import Results, Status
+from sandbox.timeline import read
+
+VERDICT_CODES: dict[Status, int] = {
+    "pass": errors.EXIT_PASS,
+    "fail": errors.EXIT_FAIL,
+    "invalid": errors.EXIT_INVALID,
+}
+_MISTAKES = 5
+# The worst first; an interrupted suite says so, whatever its runs found until then.
+_ORDER = (
+    errors.EXIT_INTERRUPTED,
+    errors.EXIT_FAIL,
+    errors.EXIT_ENVIRONMENT,
+    errors.EXIT_USAGE,
+    errors.EXIT_INVALID,
+    errors.EXIT_PASS,
+)
+
+
+def execute_all(plans: Sequence[Plan], options: Options) -> list[Outcome]:
+    """Run every plan; scenarios of one shape share one cluster, which goes away after the last of them.
+
+    An interrupt ends the suite after the run it struck.
+    """
+    outcomes: list[Outcome] = []
+    with ExitStack() as undo:
+        for position, plan in enumerate(plans):
+            name = options.cluster_name or plan.cluster.metadata.name
+            later = any((options.cluster_name or each.cluster.metadata.name) == name for each in plans[position + 1 :])
+            if later and not options.keep and not _runs(name):
+                undo.callback(_down, name)
+                outcome = execute(plan, replace(options, keep_cluster=True))
+            else:
+                outcome = execute(plan, options)
+            outcomes.append(outcome)
+            if isinstance(outcome.error, KeyboardInterrupt):
+                break
+    return outcomes
+
+
+def _runs(name: str) -> bool:
+    return any(each.name == name for each in cluster.list_clusters())
+
+
+def _down(name: str) -> None:
+    if _runs(name):
+        cluster.down(name)
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """The worst of all; of no run at all, `invalid`."""
+    codes = {outcome.exit_code for outcome in outcomes}
+    return next((code for code in _ORDER if code in codes), errors.EXIT_INVALID)
+
+
+def publish(outcomes: Sequence[Outcome], runs: Path) -> None:
+    """Write what stands over several runs, and tell a CI system where there is one."""
+    results = [outcome.results for outcome in outcomes]
+    if len(results) > 1:
+        suite.write_suite(results, runs, {each.results.run_id: each.folder for each in outcomes})
+    github.announce(results, sys.stderr)
+
+
+def show(outcomes: Sequence[Outcome], console: Console, runs: Path) -> None:
+    """Tell a person what came of it."""
+    for outcome in outcomes:
+        show_one(outcome.results, console, outcome.folder)
+    if len(outcomes) > 1:
+        suite.render_suite([outcome.results for outcome in outcomes], console, runs)
+
+
+def show_one(results: Results, console: Console, folder: Path) -> None:
+    """Show one run."""
+    terminal.render(results, console, folder)
+
+
+def replay(folder: Path) -> Results:
+    """Judge a run from its timeline and write its files anew.
+
+    Raises:
+        UsageError: there is no timeline in `folder`, or it cannot be trusted.
+    """
+    path = folder / "timeline.jsonl"
+    if not path.is_file():
+        raise UsageError(
+            "holds no timeline.jsonl", where=str(folder), fix="give the folder of a run, such as runs/<id>"
+        )
+    try:
+        results = judge(read(path))
+    except ValidationError as error:
+        raise UsageError(
+            "cannot be judged: its timeline holds what this version does not know",
+            where=str(path),
+            details=[f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:_MISTAKES]],
+            fix="judge it with the version that recorded it",
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"cannot be judged: {error}", where=str(path), fix="run the scenario again") from error
+    write_all(results, read(path), folder)
+    return results
+
+
+def rewrite(folder: Path) -> list[Path]:
+    """Write a run's files from its results as they are; judge first where there are none."""
+    results = read_results(folder / RESULTS) if (folder / RESULTS).is_file() else replay(folder)
+    return [*write_all(results, read(folder / "timeline.jsonl"), folder).values()]

@@ -1,0 +1,218 @@
+"""The one append-only event log of a run: JSON Lines, one event a line, written as it happens.
+
+Every event carries `t`, seconds since the run began on the machine's monotonic clock (shared by all
+processes of the machine, so the load subprocess appends to the same file), and `type`. Lines are
+appended with one `write` each to a file opened O_APPEND: writers do not tear each other's lines, and
+a crash leaves at most one half line, which `read` reports and leaves out.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    t: float = Field(description="Seconds since the run began.")
+
+
+class RunStarted(_Event):
+    """First line: what is judged, and against what."""
+
+    type: Literal["run.started"] = "run.started"
+    run_id: str
+    wall: str = Field(description="UTC, ISO 8601, at t=0.")
+    scenario: dict[str, Any] = Field(description="The scenario as loaded, by alias: judging needs no other file.")
+    source: str = Field(description="The scenario's file name.")
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class PhaseChanged(_Event):
+    """A phase of the run began or ended."""
+
+    type: Literal["phase"] = "phase"
+    name: str
+    status: Literal["started", "ok", "failed"]
+    detail: str = ""
+
+
+class Fact(_Event):
+    """Something about the ground the run stood on: cluster, image, stack, host. Shown in reports."""
+
+    type: Literal["fact"] = "fact"
+    about: str
+    values: dict[str, Any]
+
+
+class Probed(_Event):
+    """One look at the steady state. `ok` None: the probe itself errored, nothing is known."""
+
+    type: Literal["probe"] = "probe"
+    probe: str
+    index: int = Field(default=0, description="Position in the scenario's steadyState.")
+    when: Literal["before", "after"]
+    ok: bool | None
+    detail: str
+    evidence: dict[str, Any] = Field(default_factory=dict)
+
+
+class LoadStarted(_Event):
+    """The first scheduled arrival lies at `t`; fault times count from here."""
+
+    type: Literal["load.started"] = "load.started"
+    url: str
+    model: str
+    profile: str
+    asked: dict[str, Any] = Field(description="Arrival process, rate or users, duration, seed.")
+
+
+class Request(_Event):
+    """One attempted request, written when it ended; `t` is its end. Times in seconds since the run began."""
+
+    type: Literal["request"] = "request"
+    scheduled: float
+    sent: float | None = Field(description="Null: never sent (dropped, or no connection).")
+    first: float | None = Field(default=None, description="First non-empty content or reasoning delta.")
+    last: float | None = Field(default=None, description="Last content chunk.")
+    chunks: int = 0
+    tokens: int | None = Field(default=None, description="usage.completion_tokens; null when the server sent none.")
+    gaps: list[float] = Field(default_factory=list, description="Seconds between content chunks.")
+    outcome: str
+    status: int | None = None
+    detail: str = ""
+    server: str = Field(default="", description="Who answered, where the server says so.")
+    tags: dict[str, str] = Field(default_factory=dict, description="tenant, model, profile")
+
+
+class ClientBeat(_Event):
+    """The load client on itself, about once a second."""
+
+    type: Literal["client"] = "client"
+    lag: list[float] = Field(description="How late each 10 ms heartbeat of this second was, seconds; the worst 20.")
+    beats: int = Field(description="Heartbeats in this second.")
+    cpu: float = Field(description="Share of one core used since the last beat.")
+    in_flight: int
+
+
+class LoadFinished(_Event):
+    """The load client ended by itself. Missing: it crashed or was killed."""
+
+    type: Literal["load.finished"] = "load.finished"
+    attempted: int
+    aborted: str = Field(default="", description="The threshold that ended it early, if one did.")
+
+
+class FaultEvent(_Event):
+    """A fault's life. `injected` and `proven` count only with evidence from outside the injector."""
+
+    type: Literal["fault"] = "fault"
+    fault: str
+    index: int = Field(description="Position in the scenario's list.")
+    state: Literal["started", "injected", "proven", "healed", "failed", "no_target"]
+    detail: str = ""
+    evidence: dict[str, Any] = Field(default_factory=dict)
+
+
+class AttackEvent(_Event):
+    """One attempt by a tenant, or its allowed twin."""
+
+    type: Literal["attack"] = "attack"
+    attempt: str
+    title: str
+    variant: Literal["attempt", "allowed"]
+    outcome: Literal["denied", "succeeded", "error"]
+    expected_by: str = Field(description="Who has to deny it: R, P, Q, N …")
+    by: str = Field(default="", description="Who denied it, in the same letters.")
+    message: str = ""
+    seconds: float = 0.0
+
+
+class Note(_Event):
+    """A line for the reader: a warning, a shadowed name, something left out."""
+
+    type: Literal["note"] = "note"
+    level: Literal["info", "warning", "error"]
+    message: str
+
+
+Event = Annotated[
+    RunStarted
+    | PhaseChanged
+    | Fact
+    | Probed
+    | LoadStarted
+    | Request
+    | ClientBeat
+    | LoadFinished
+    | FaultEvent
+    | AttackEvent
+    | Note,
+    Field(discriminator="type"),
+]
+_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+class Timeline:
+    """Appends events. Safe from several threads and processes: one `write` a line, O_APPEND."""
+
+    def __init__(self, path: Path, epoch_ns: int | None = None) -> None:
+        """Open `path` for appending; `epoch_ns` is `time.monotonic_ns()` at t=0 (now, if not given)."""
+        self.path = path
+        self.epoch_ns = time.monotonic_ns() if epoch_ns is None else epoch_ns
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return (time.monotonic_ns() - self.epoch_ns) / 1e9
+
+    def append(self, event: Event) -> None:
+        """Write one event as one line."""
+        os.write(self._file, event.model_dump_json(exclude_defaults=False).encode() + b"\n")
+
+    def close(self) -> None:
+        """Close the file; events already written stay."""
+        os.close(self._file)
+
+    def __enter__(self) -> Self:
+        """For `with`."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close on the way out."""
+        self.close()
+
+
+def wall_now() -> str:
+    """UTC now, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def read(path: Path) -> Iterator[Event]:
+    """Yield the events of a timeline in the order they were written.
+
+    A last line without its newline (the writer was killed) becomes a `Note`; a broken line elsewhere
+    raises ValueError naming the line, for then the evidence cannot be trusted.
+    """
+    last = 0.0
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                yield Note(t=last, level="warning", message=f"line {number} is cut off: the writer was killed there")
+                return
+            try:
+                event = _ADAPTER.validate_json(line)
+            except ValidationError as error:
+                raise ValueError(f"{path}:{number}: not an event of a timeline: {error}") from error
+            last = event.t
+            yield event

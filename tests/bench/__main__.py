@@ -1,0 +1,178 @@
+"""`nox -s bench`: figures, each beside its twin of the same run, written to docs/reference/benchmarks.md.
+
+Machines are shared and noisy: medians of several runs, turn and turn about, and ratios. Nothing here is a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sandbox import cluster, images
+from sandbox.cluster import Cluster, config, containers, node_images, nodes
+from sandbox.host.engine import client
+from sandbox.host.preparing import prepare
+from sandbox.kube import Kube, Seen, stacks, wait_for
+from sandbox.kube.conditions import nodes_ready, rollout
+from sandbox.kube.wait import hold
+from sandbox.spec.catalogue import find
+from sandbox.spec.cluster import ClusterSpec
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
+MAIN_SCENARIO = ROOT / "scenarios" / "chaos" / "survive-a-lost-replica.yaml"
+BARE = "bench-bare"
+OURS = "bench-ours"
+_SETTLE_SECONDS = 30.0
+_APP = [
+    {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "app", "namespace": "default"}, "spec": {
+        "containers": [{"name": "app", "image": "", "command": ["sh", "-c", "httpd -f -p 8080 -h /tmp"]}],
+        "terminationGracePeriodSeconds": 0,
+    }},
+]  # fmt: skip
+
+
+def answering(kube: Kube, image: str) -> None:
+    """Wait until a pod runs and the cluster's DNS answers it: the end of "up" as users know it."""
+    wait_for(nodes_ready(kube, 1), within=180, what="the node Ready")
+    app = {**_APP[0], "spec": {**_APP[0]["spec"], "containers": [{**_APP[0]["spec"]["containers"][0], "image": image}]}}  # type: ignore[dict-item,index]
+    kube.apply([app])
+    wait_for(rollout(kube, "Deployment", "kube-system", "coredns"), within=180, what="DNS rolled out")
+
+    def look() -> Seen[None]:
+        found = kube.get("v1", "Pod", "app", "default") or {}
+        if found.get("status", {}).get("phase") != "Running":
+            return Seen(False, None, str(found.get("status")))
+        answer = kube.exec("default", "app", ["nslookup", "kubernetes.default.svc.cluster.local"])
+        return Seen(answer.code == 0, None, answer.stdout + answer.stderr)
+
+    wait_for(look, within=180, what="DNS answering a pod")
+
+
+def bare_up(image: str, toolbox: str) -> tuple[float, float]:
+    """`kind create cluster` and the app image loaded, same node image and wait; seconds, and MiB once it settled."""
+    spec = find("clusters", "solo", ClusterSpec, kind="cluster").model
+    text = config.render(spec, image=image, cgroup=prepare().cgroup)
+    kind = str(images.tool("kind"))
+    with tempfile.TemporaryDirectory() as folder:
+        kubeconfig = Path(folder) / "kubeconfig"
+        env = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+        try:
+            begun = time.monotonic()
+            subprocess.run(
+                [kind, "create", "cluster", "--name", BARE, "--config", "-"],
+                input=text.encode(), check=True, env=env, capture_output=True,
+            )  # fmt: skip
+            node_images.load(client(), BARE, [toolbox])
+            answering(Kube.connect(kubeconfig), toolbox)
+            took = time.monotonic() - begun
+            hold(_SETTLE_SECONDS)
+            return took, memory(BARE)
+        finally:
+            subprocess.run([kind, "delete", "cluster", "--name", BARE], check=False, env=env, capture_output=True)
+
+
+def our_up(toolbox: str) -> tuple[float, float]:
+    """`sandbox up solo` with the app image, same wait; then vllm-sim on it: seconds, and MiB once it settled."""
+    spec = find("clusters", "solo", ClusterSpec, kind="cluster").model
+    try:
+        begun = time.monotonic()
+        made = cluster.up(spec, name=OURS, app_images=["toolbox"])
+        kube = Kube.connect(made.kubeconfig, made.context)
+        answering(kube, toolbox)
+        took = time.monotonic() - begun
+        kube.delete([{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "app", "namespace": "default"}}])
+        with_simulator(made, kube)
+        hold(_SETTLE_SECONDS)
+        return took, memory(OURS)
+    finally:
+        cluster.down(OURS)
+
+
+def with_simulator(made: Cluster, kube: Kube) -> None:
+    """Deploy vllm-sim as a user would."""
+    stack = stacks.load("vllm-sim")
+    refs = {name: image.ref for name, image in images.ensure(stack.images).items()}
+    nodes.load_images(made, list(refs.values()))
+    stacks.deploy(kube, stack, {}, images=refs, addresses=made.node_addresses)
+
+
+def memory(name: str) -> float:
+    """MiB the node's cgroup holds without the page cache that the kernel gives back at need."""
+    total = 0.0
+    for container in containers.nodes(client(), name):
+        stats: dict[str, Any] = container.stats(stream=False)["memory_stats"]
+        detail = stats["stats"]
+        total += stats["usage"] - detail.get("total_inactive_file", detail.get("inactive_file", 0))
+    return total / (1 << 20)
+
+
+def timed(act: Callable[[], object]) -> float:
+    """Seconds one call takes."""
+    begun = time.monotonic()
+    act()
+    return time.monotonic() - begun
+
+
+def command(*arguments: str) -> Callable[[], object]:
+    """A `sandbox` command as a user types it."""
+    return lambda: subprocess.run(
+        [sys.executable, "-m", "sandbox", *arguments], check=False, capture_output=True, cwd=ROOT
+    )
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def main() -> None:
+    """Measure, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3, help="pairs of cluster starts (default 3)")
+    options = parser.parse_args()
+    prepare()
+    built = images.ensure(["node", "toolbox", "vllm-sim"])
+    node, toolbox = built["node"].ref, built["toolbox"].ref
+    bare, ours = [], []
+    for _ in range(options.runs):
+        bare.append(bare_up(node, toolbox))
+        ours.append(our_up(toolbox))
+    ratios = [mine[0] / theirs[0] for mine, theirs in zip(ours, bare, strict=True)]
+    no_op = [timed(command("images", "build")) for _ in range(5)]
+    main_job = timed(command("run", str(MAIN_SCENARIO)))
+    rows = [
+        ("up until an app and DNS answer, s", spread([v[0] for v in ours]), spread([v[0] for v in bare]),
+         f"{statistics.median(ratios):.2f}x", "at most 1.1x; about 20 s"),
+        ("memory of the idle node, MiB (ours with vllm-sim)", spread([v[1] for v in ours]),
+         spread([v[1] for v in bare]), "", "at most 700 MiB"),
+        ("`sandbox images build`, all there, s", spread(no_op), "", "", "at most 2 s"),
+        ("the main job, images there, s", f"{main_job:.1f}", "", "", "at most 150 s"),
+    ]  # fmt: skip
+    size = psutil.virtual_memory().total / (1 << 30)
+    cpu = f"{os.cpu_count()} cores, {size:.0f} GiB, {platform.system()} {platform.machine()}"
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    text = PAGE.read_text() if PAGE.exists() else "# Benchmarks\n"
+    head, _, rest = text.partition("<!-- bench -->")
+    _, _, tail = rest.partition("<!-- /bench -->")
+    block = (
+        f"<!-- bench -->\n{datetime.now(UTC):%Y-%m-%d}, {cpu}, {options.runs} pairs. Median (least to most).\n\n"
+        "| what | sandbox | bare kind | ratio | target |\n|---|---|---|---|---|\n" + table + "\n<!-- /bench -->"
+    )
+    PAGE.write_text(f"{head.rstrip()}\n\n{block}{tail or chr(10)}")
+    sys.stdout.write(block + "\n")
+
+
+main()

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import attacks
+from sandbox.attacks.catalogue import build, fill
+from sandbox.attacks.denial import denied_by
+from sandbox.errors import UsageError
+from sandbox.kube import ExecResult, Kube, Response
+from sandbox.kube.guardrails import Tenant
+from sandbox.spec import load_text
+from sandbox.spec.attack import Attempt, Create
+from sandbox.spec.guardrail import Neighbour
+from tests.unit.api_server import Answer, ApiServer, serving, status
+
+ALL = attacks.attempts()
+BY_ID = {each.id: each for each in ALL}
+NAMES = {"tenant": "tenant-a", "serviceAccount": "tenant", "pod": "workbench", "platform": "inference", "image": "i:1"}
+NAMES |= {
+    "name": "try-1",
+    "nodeIP": "10.0.0.1",
+    "victimIP": "10.1.0.1",
+    "modelHost": "m",
+    "modelIP": "10.2.0.1",
+    "modelPort": "8000",
+    "neighbour": "tenant-b",
+}
+TENANT = Tenant("tenant-a", "tenant", "workbench", "inference", None, "i:1")
+NEIGHBOUR = Neighbour(namespace="tenant-b", victim="victim", free="free", locked="locked")
+GUARDED = Tenant("tenant-a", "tenant", "workbench", "inference", NEIGHBOUR, "i:1")
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[tuple[ApiServer, Kube]]:
+    with serving(tmp_path) as (server, kube):
+        token = Answer(201, {"status": {"token": "the-tenants"}})
+        server.on("POST", "/api/v1/namespaces/tenant-a/serviceaccounts/tenant/token", token)
+        yield server, kube
+
+
+def forbidden(message: str) -> Answer:
+    return status(403, "Forbidden", message)
+
+
+PODS = "/api/v1/namespaces/tenant-a/pods"
+POD_SECURITY = forbidden('pods "x" is forbidden: violates PodSecurity "restricted:latest": privileged')
+CREATED = Answer(201, {"kind": "Pod", "metadata": {"name": "x"}})
+
+
+def test_there_are_eight_attempts_of_four_deniers_with_numbers_and_names_of_their_own() -> None:
+    assert len(ALL) >= 8
+    assert {each.expected_by for each in ALL} >= {"R", "P", "Q", "N"}
+    assert len({each.number for each in ALL}) == len({each.metadata.name for each in ALL}) == len(ALL)
+
+
+@pytest.mark.parametrize("attempt", ALL, ids=lambda each: each.id)
+def test_every_reference_and_pointer_of_an_attempt_leads_somewhere(attempt: Attempt) -> None:
+    for way in (attempt.attempt, attempt.allowed):
+        if way.create:
+            thing = build(way.create, NAMES)
+            assert thing["metadata"]["name"] == "try-1"
+        assert "$(" not in str(fill(way.model_dump(), NAMES))
+
+
+@pytest.mark.parametrize("attempt", [each for each in ALL if each.expected_by in "PQ"], ids=lambda each: each.id)
+def test_what_the_attempt_makes_differs_from_what_is_allowed(attempt: Attempt) -> None:
+    assert attempt.attempt.create
+    assert attempt.allowed.create
+    assert build(attempt.attempt.create, NAMES) != build(attempt.allowed.create, NAMES)
+
+
+def test_attempts_are_chosen_by_id_name_or_number_and_unknown_ones_are_refused() -> None:
+    assert [each.number for each in attacks.attempts(["privileged-pod", "77", "6-host-path"])] == [1, 6, 77]
+    with pytest.raises(UsageError, match="unknown attempts: nonsense") as caught:
+        attacks.attempts(["1", "nonsense"])
+    assert "1-privileged-pod" in caught.value.fix
+
+
+def test_an_attempt_that_network_policy_stops_must_be_a_packet() -> None:
+    text = (Path(attacks.__file__).parent / "catalogue/01-privileged-pod.yaml").read_text()
+    with pytest.raises(UsageError, match="1 problem"):
+        load_text(text.replace("expectedBy: P", "expectedBy: N"), Path("x.yaml"), Attempt)
+
+
+def test_an_unknown_reference_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"\$\(nobody\)"):
+        build(Create(base="pod", set={"/metadata/name": "$(nobody)"}), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "by"),
+    [
+        (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest": privileged', "P"),
+        (403, 'secrets is forbidden: User "system:serviceaccount:a:t" cannot list resource "secrets"', "R"),
+        (403, 'roles "x" is forbidden: user "t" is attempting to grant RBAC permissions not currently held', "R"),
+        (403, 'pods "x" is forbidden: exceeded quota: tenant, requested: pods=1, used: pods=10, limited: pods=10', "Q"),
+        (403, 'pods "x" is forbidden: maximum cpu usage per Container is 1, but limit is 64', "Q"),
+        (403, "pods x is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no", "V"),
+        (422, "admission webhook w denied the request", "V"),
+        (401, "Unauthorized", "A"),
+        (429, "Cannot evict pod as it would violate the pod's disruption budget.", "D"),
+        (429, "too many requests", None),
+        (404, 'pods "x" not found', None),
+        (409, "already exists", None),
+        (422, 'Pod "x" is invalid: spec.containers[0].image: Required value', None),
+        (500, "etcdserver: request timed out", None),
+    ],
+)
+def test_who_denied_is_read_from_the_servers_words(code: int, message: str, by: str | None) -> None:
+    assert denied_by(Response(code, {"kind": "Status", "message": message}, "")) == by
+
+
+def results(kube: Kube, tenant: Tenant, name: str) -> list[attacks.AttackResult]:
+    return list(attacks.make(kube, tenant, BY_ID[name]))
+
+
+def test_a_denied_attempt_and_its_allowed_twin_are_both_told_with_the_tenants_token(
+    both: tuple[ApiServer, Kube],
+) -> None:
+    server, kube = both
+    server.on("POST", PODS, POD_SECURITY, CREATED)
+    attempt, twin = results(kube, TENANT, "1-privileged-pod")
+    assert (attempt.variant, attempt.outcome, attempt.by) == ("attempt", "denied", "P")
+    assert "violates PodSecurity" in attempt.message
+    assert (twin.variant, twin.outcome, twin.by) == ("allowed", "succeeded", "")
+    assert {each.headers["authorization"] for each in server.seen("POST", PODS)} == {"Bearer the-tenants"}
+    made = server.seen("POST", PODS)[1].body["metadata"]["name"]
+    undone = server.seen("DELETE", f"{PODS}/{made}")
+    assert [each.headers["authorization"] for each in undone] == ["Bearer the-admins-token"]
+
+
+def test_an_attempt_that_succeeds_says_so_and_is_undone(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    server.on("POST", PODS, CREATED)
+    attempt, _ = results(kube, TENANT, "1-privileged-pod")
+    assert (attempt.outcome, attempt.by) == ("succeeded", "")
+    assert len([each for each in server.asked if each.method == "DELETE"]) == 2
+
+
+def test_a_denial_by_the_wrong_layer_names_that_layer(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    server.on("POST", PODS, forbidden('User "t" cannot create resource "pods" in API group ""'), CREATED)
+    attempt, _ = results(kube, TENANT, "1-privileged-pod")
+    assert (attempt.outcome, attempt.by, attempt.expected_by) == ("denied", "R", "P")
+
+
+def test_a_twin_that_is_denied_is_told_as_denied(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    server.on("POST", PODS, POD_SECURITY)
+    _, twin = results(kube, TENANT, "1-privileged-pod")
+    assert (twin.outcome, twin.by) == ("denied", "P")
+
+
+def test_an_answer_that_is_no_denial_is_an_error(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    server.on("POST", PODS, status(500, "InternalError", "etcd is away"), CREATED)
+    attempt, _ = results(kube, TENANT, "1-privileged-pod")
+    assert (attempt.outcome, attempt.message) == ("error", "etcd is away")
+
+
+def test_a_missing_service_account_is_an_error_and_never_an_exception(both: tuple[ApiServer, Kube]) -> None:
+    _, kube = both
+    nobody = Tenant("tenant-a", "nobody", "workbench", "inference", None, "i:1")
+    assert [each.outcome for each in results(kube, nobody, "1-privileged-pod")] == ["error", "error"]
+
+
+def packets(monkeypatch: pytest.MonkeyPatch, codes: dict[str, int]) -> None:
+    """Which pod's packet arrives: pod name -> exit status."""
+
+    def run(self: Kube, namespace: str, pod: str, command: Any, **_: Any) -> ExecResult:
+        return ExecResult(codes[pod], "", "" if codes[pod] == 0 else "timed out")
+
+    monkeypatch.setattr(Kube, "exec", run)
+
+
+@pytest.mark.parametrize(
+    ("codes", "outcome", "by"),
+    [
+        ({"workbench": 1, "free": 0, "locked": 1}, "denied", "N"),
+        ({"workbench": 0, "free": 0, "locked": 1}, "succeeded", ""),
+        ({"workbench": 1, "free": 1, "locked": 1}, "error", ""),  # the target is down: nothing is proven
+        ({"workbench": 0, "free": 0, "locked": 0}, "error", ""),  # nothing enforces policies
+        ({"workbench": 1, "free": 0, "locked": 0}, "error", ""),
+        ({"workbench": -1, "free": 0, "locked": 1}, "error", ""),  # the command never ran
+        ({"workbench": 127, "free": 0, "locked": 1}, "error", ""),  # not found
+        ({"workbench": 139, "free": 0, "locked": 1}, "error", ""),  # crashed
+    ],
+)
+def test_a_packet_counts_as_denied_only_between_two_controls(
+    both: tuple[ApiServer, Kube],
+    monkeypatch: pytest.MonkeyPatch,
+    codes: dict[str, int],
+    outcome: str,
+    by: str,
+) -> None:
+    server, kube = both
+    server.on("GET", "/api/v1/namespaces/tenant-b/pods/victim", Answer(200, {"status": {"podIP": "10.1.0.1"}}))
+    packets(monkeypatch, codes)
+    attempt = next(iter(attacks.make(kube, GUARDED, BY_ID["77-another-tenants-pod"])))
+    assert (attempt.outcome, attempt.by) == (outcome, by), attempt.message
+
+
+def test_without_a_neighbour_a_packet_proves_nothing(both: tuple[ApiServer, Kube]) -> None:
+    _, kube = both
+    attempt = next(iter(attacks.make(kube, TENANT, BY_ID["77-another-tenants-pod"])))
+    assert attempt.outcome == "error"
+
+
+def test_a_result_fits_the_timelines_event() -> None:
+    from sandbox.timeline import AttackEvent  # noqa: PLC0415 - only this test is about both
+
+    result = attacks.AttackResult("1-x", "X", "attempt", "denied", "P", "P", "no", 0.1)
+    assert AttackEvent(t=1.0, **result.event()).attempt == "1-x"

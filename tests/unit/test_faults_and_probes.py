@@ -1,0 +1,109 @@
+"""Driving faults: each state is written as it is reached, and nothing counts that was not seen from outside."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import probes
+from sandbox.faults import FAULTS, Context, Evidence, NoTarget, drive
+from sandbox.faults.base import Injection
+from sandbox.probes import PROBES, Seen
+from sandbox.spec.registry import Registry
+from sandbox.timeline import FaultEvent, Timeline, read
+
+
+@pytest.fixture
+def context() -> Context:
+    nothing: Any = None
+    return Context(nothing, nothing, "inference", 0.0, threading.Event())
+
+
+@pytest.fixture
+def states(tmp_path: Path, context: Context, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    def run(function: Callable[..., Injection], **params: Any) -> list[str]:
+        monkeypatch.setitem(FAULTS.functions, "test.fault", function)
+        with Timeline(tmp_path / "timeline.jsonl") as log:
+            drive("test.fault", 0, context, params, log)
+        return [event.state for event in read(log.path) if isinstance(event, FaultEvent)]
+
+    return run
+
+
+def whole(ctx: Context, count: int = 1) -> Injection:
+    del ctx
+    yield Evidence(f"{count} injected")
+    yield Evidence("seen from outside")
+    return Evidence("well again")
+
+
+def test_a_whole_fault_is_started_injected_proven_and_healed(states: Callable[..., list[str]]) -> None:
+    assert states(whole, count=2) == ["started", "injected", "proven", "healed"]
+
+
+def test_a_fault_without_target_says_so(states: Callable[..., list[str]]) -> None:
+    def nobody(ctx: Context) -> Injection:
+        del ctx
+        if True:
+            raise NoTarget("no pod")
+        yield Evidence("never")
+        return Evidence("never")
+
+    assert states(nobody) == ["started", "no_target"]
+
+
+def test_a_fault_that_proves_nothing_is_failed_never_proven(states: Callable[..., list[str]]) -> None:
+    def unproven(ctx: Context) -> Injection:
+        del ctx
+        yield Evidence("injected")
+        return Evidence("healed, it says")
+
+    assert states(unproven) == ["started", "injected", "failed"]
+
+
+def test_a_fault_that_breaks_is_an_event_and_no_exception(states: Callable[..., list[str]]) -> None:
+    def broken(ctx: Context) -> Injection:
+        del ctx
+        yield Evidence("injected")
+        raise OSError("the node is gone")
+
+    assert states(broken) == ["started", "injected", "failed"]
+
+
+def test_a_held_fault_lets_go_when_the_run_is_stopped(context: Context) -> None:
+    context.stop.set()
+    begun = time.monotonic()
+    context.hold(default=3600)
+    assert time.monotonic() - begun < 60
+
+
+def test_parameters_come_from_the_signature_and_mistakes_are_named() -> None:
+    problems = dict(FAULTS.problems("pod.kill", {"target": {"app": "x"}, "cuont": 2}))
+    assert "known: target, count, grace, within" in problems["pod.kill", "cuont"]
+    assert any("missing" in message or "required" in message for _, message in FAULTS.problems("pod.kill", {}))
+    assert not list(FAULTS.problems("pod.kill", {"target": {"app": "x"}, "within": "30s"}))
+    assert "known: " in dict(FAULTS.problems("pod.kil", {}))["pod.kil",]
+
+
+def test_a_probe_that_errors_is_unknown_never_a_pass_or_a_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(ctx: probes.Context) -> Seen:
+        raise RuntimeError("no network")
+
+    monkeypatch.setitem(PROBES.functions, "test.probe", broken)
+    nothing: Any = None
+    assert probes.look("test.probe", probes.Context(nothing, "", "", ""), {}).ok is None
+
+
+def test_a_registry_calls_with_validated_values() -> None:
+    registry: Registry[Callable[..., Iterator[str]]] = Registry("thing")
+
+    @registry.register("repeat")
+    def repeat(ctx: str, times: int = 2) -> Iterator[str]:
+        yield from [ctx] * times
+
+    assert list(registry.call("repeat", "a", {"times": "3"})) == ["a", "a", "a"]

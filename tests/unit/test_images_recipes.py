@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sandbox.errors import UsageError
+from sandbox.images import recipe
+
+GOOD = """\
+apiVersion: sandbox/v1
+kind: Image
+metadata: {name: demo, description: An image for tests.}
+version: "1"
+debian:
+  base: {packages: [busybox]}
+layers:
+  - slice: base
+    packages: [busybox]
+  - files: rootfs
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    made = tmp_path / "here" / "clusters" / "images" / "demo"
+    (made / "rootfs").mkdir(parents=True)
+    (made / "image.yaml").write_text(GOOD)
+    (made / "rootfs" / "script").write_text("#!/bin/sh\n")
+    (made / "rootfs" / "program").write_text("ELF")
+    monkeypatch.chdir(tmp_path / "here")
+    return made
+
+
+def test_every_shipped_recipe_is_valid_and_pins_what_go_and_pip_download() -> None:
+    assert {"node", "llama-cpp", "toolbox", "vllm-sim"} <= set(recipe.names())
+    for name in recipe.names():
+        found = recipe.recipe(name)
+        for module in found.spec.go.values():
+            assert (found.folder / module.module / "go.sum").stat().st_size > 0
+        for wheels in found.spec.wheels.values():
+            lines = (found.folder / wheels.requirements).read_text().splitlines()
+            pins = [line for line in lines if "==" in line and not line.startswith("#")]
+            assert pins
+            assert sum("--hash=sha256:" in line for line in lines) >= len(pins)
+
+
+def test_a_users_own_folder_adds_an_image(folder: Path) -> None:
+    assert recipe.recipe("demo").ref == f"ai-k8s-sandbox/demo:{recipe.recipe('demo').key}"
+
+
+def test_the_key_does_not_depend_on_where_the_recipe_lies(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(folder, copy)
+    assert recipe.digest_of([], [folder]) == recipe.digest_of([], [copy])
+
+
+@pytest.mark.parametrize("change", ["content", "mode", "new file", "image.yaml"])
+def test_the_key_changes_with_anything_in_the_recipe(folder: Path, change: str) -> None:
+    before = recipe.recipe("demo").key
+    script = folder / "rootfs" / "script"
+    match change:
+        case "content":
+            script.write_text("#!/bin/sh\nexit 1\n")
+        case "mode":
+            (folder / "rootfs" / "program").chmod(0o755)
+        case "new file":
+            (folder / "rootfs" / "more").write_text("")
+        case "image.yaml":
+            (folder / "image.yaml").write_text(GOOD.replace('version: "1"', 'version: "2"'))
+    assert recipe.recipe("demo").key != before
+
+
+def test_an_unknown_image_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(UsageError, match=r"there is no image 'nodes'; there are .*node"):
+        recipe.recipe("nodes")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("slice: base", "slice: bass", "'bass' is not defined; defined: base"),
+        ("name: demo", "name: other", "must be 'demo', the name of its folder"),
+        ('version: "1"', 'version: "1"\ncolour: red', "colour: unknown key"),
+        ("packages: [busybox]}", "packages: []}", "at least 1 item"),
+        ('version: "1"', 'version: "1"\nfinish: /bin/finish', "`contains` and `finish` come together"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_its_line(folder: Path, old: str, new: str, said: str) -> None:
+    (folder / "image.yaml").write_text(GOOD.replace(old, new))
+    with pytest.raises(UsageError) as raised:
+        recipe.recipe("demo")
+    assert said in str(raised.value)
+    assert "image.yaml" in str(raised.value)

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox.errors import ClusterError, DeadlineExceeded, UsageError
+from sandbox.kube import ApiError, Kube, Unreachable, guardrails, namespaces, stacks
+from sandbox.kube.conditions import gone, ready
+from sandbox.kube.wait import wait_for
+from tests.unit.api_server import Answer, ApiServer, Json, kubeconfig, serving, status
+
+PODS = "/api/v1/namespaces/a/pods"
+
+
+def pod(name: str, version: int = 1, *, is_ready: bool = True, uid: str = "") -> Json:
+    conditions = [{"type": "Ready", "status": "True" if is_ready else "False"}]
+    meta = {"name": name, "namespace": "a", "uid": uid or f"uid-{name}", "resourceVersion": str(version)}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": meta,
+        "status": {"phase": "Running", "conditions": conditions},
+    }
+
+
+def listed(version: int, *items: Json) -> Answer:
+    return Answer(200, {"kind": "PodList", "metadata": {"resourceVersion": str(version)}, "items": list(items)})
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[tuple[ApiServer, Kube]]:
+    with serving(tmp_path) as pair:
+        yield pair
+
+
+def test_a_missing_kubeconfig_is_a_usage_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such kubeconfig") as caught:
+        Kube.connect(tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in str(caught.value)
+
+
+def test_an_unknown_context_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be used"):
+        Kube.connect(kubeconfig(tmp_path, "http://127.0.0.1:1"), context="another")
+
+
+def test_the_users_default_config_is_never_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "theirs"))
+    (tmp_path / "theirs").write_text("not: [valid")
+    kube = Kube.connect(kubeconfig(tmp_path, "http://127.0.0.1:1"))
+    assert kube.server == "http://127.0.0.1:1"
+
+
+def test_a_refused_connection_says_so_and_what_to_do_next(tmp_path: Path) -> None:
+    kube = Kube.connect(kubeconfig(tmp_path, "http://127.0.0.1:1"))
+    with pytest.raises(Unreachable, match="refused") as caught:
+        kube.request("GET", "/version")
+    assert "sandbox status" in caught.value.fix
+
+
+def test_a_raw_request_never_raises_on_an_http_error(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    server.on("POST", PODS, status(403, "Forbidden", "no"))
+    answer = kube.request("POST", PODS, {"kind": "Pod"})
+    assert (answer.status, answer.ok, answer.body["reason"]) == (403, False, "Forbidden")
+    assert server.seen("POST", PODS)[0].body == {"kind": "Pod"}
+
+
+def test_a_token_replaces_all_of_the_admins_credentials(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    kube.request("GET", "/version")
+    kube.as_token("the-tenants").request("GET", "/version")
+    sent = [each.headers.get("authorization") for each in server.seen("GET", "/version")]
+    assert sent == ["Bearer the-admins-token", "Bearer the-tenants"]
+
+
+def test_get_gives_none_for_what_is_not_there_and_raises_for_what_is_forbidden(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    server.on("GET", f"{PODS}/secret", status(403, "Forbidden", "cannot get"))
+    assert kube.get("v1", "Pod", "none", "a") is None
+    with pytest.raises(ApiError) as caught:
+        kube.get("v1", "Pod", "secret", "a")
+    assert (caught.value.status, caught.value.reason) == (403, "Forbidden")
+
+
+def test_a_kind_the_server_does_not_serve_is_named_with_those_it_serves(both: tuple[ApiServer, Kube]) -> None:
+    _, kube = both
+    with pytest.raises(UsageError, match="serves no Cat in v1") as caught:
+        kube.list("v1", "Cat")
+    assert "ConfigMap" in caught.value.details[0]
+
+
+def test_a_list_follows_its_pages(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    first = listed(5, pod("one"))
+    first.body["metadata"]["continue"] = "more"
+    server.on("GET", PODS, first, listed(5, pod("two")))
+    assert [each["metadata"]["name"] for each in kube.list("v1", "Pod", "a")] == ["one", "two"]
+    assert server.seen("GET", PODS)[1].query["continue"] == ["more"]
+
+
+def test_apply_puts_namespaces_first_and_waits_until_pods_can_be_made_there(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    account = "/api/v1/namespaces/a/serviceaccounts/default"
+    server.on("PATCH", f"{PODS}/x", Answer(200, pod("x")))
+    server.on("PATCH", "/api/v1/namespaces/a", Answer(200, namespaces.make("a")))
+    server.on("GET", account, status(404, "NotFound", "not yet"), Answer(200, {"kind": "ServiceAccount"}))
+    kube.apply([pod("x"), namespaces.make("a")])
+    order = [(each.method, each.path) for each in server.asked if each.path != "/api/v1"]
+    space = "/api/v1/namespaces/a"
+    assert order == [("GET", space), ("PATCH", space), ("GET", account), ("GET", account), ("PATCH", f"{PODS}/x")]
+    sent = server.seen("PATCH", f"{PODS}/x")[0]
+    assert sent.headers["content-type"] == "application/apply-patch+yaml"
+    assert sent.query == {"fieldManager": ["ai-k8s-sandbox"], "force": ["true"]}
+
+
+def test_a_dry_run_says_so_to_the_server(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    server.on("PATCH", f"{PODS}/x", Answer(200, pod("x")))
+    kube.apply([pod("x")], dry_run=True)
+    assert server.seen("PATCH", f"{PODS}/x")[0].query["dryRun"] == ["All"]
+
+
+def test_delete_waits_until_it_is_gone_and_takes_what_is_not_there_for_done(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    server.on("DELETE", f"{PODS}/x", Answer(200, pod("x")))
+    server.on("GET", f"{PODS}/x", Answer(200, pod("x")), status(404, "NotFound", "gone"))
+    kube.delete([pod("never"), pod("x")], within=10, grace=0)
+    assert len(server.seen("GET", f"{PODS}/x")) == 2
+    assert server.seen("DELETE", f"{PODS}/x")[0].body["gracePeriodSeconds"] == 0
+
+
+def test_another_object_of_the_same_name_counts_as_gone(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    server.on("DELETE", f"{PODS}/x", Answer(200, pod("x", uid="old")))
+    server.on("GET", f"{PODS}/x", Answer(200, pod("x", uid="new")))
+    kube.delete([pod("x")], within=5)
+
+
+def test_what_will_not_go_is_named_with_what_holds_it(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    held = pod("x")
+    held["metadata"]["finalizers"] = ["example.org/hold"]
+    server.on("DELETE", f"{PODS}/x", Answer(200, held))
+    server.on("GET", f"{PODS}/x", Answer(200, held))
+    with pytest.raises(DeadlineExceeded) as caught:
+        kube.delete([pod("x")], within=0.3)
+    assert "held by example.org/hold" in str(caught.value)
+
+
+def test_a_watch_gives_what_is_there_then_changes_and_goes_on_after_410(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    lists = [listed(10, pod("a", 1), pod("b", 2)), listed(20, pod("a", 1), pod("c", 15))]
+    expired = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}}
+    watches = [
+        Answer(lines=[{"type": "MODIFIED", "object": pod("b", 11)}, expired]),
+        Answer(lines=[{"type": "BOOKMARK", "object": pod("", 21)}, {"type": "DELETED", "object": pod("c", 22)}]),
+    ]
+
+    def rule(asked: object) -> Answer | None:
+        if getattr(asked, "path", "") != PODS:
+            return None
+        return watches.pop(0) if "watch" in getattr(asked, "query", {}) else lists.pop(0)
+
+    server.rules.append(rule)
+    seen = []
+    for event in kube.watch("v1", "Pod", "a", within=30):
+        seen.append((event.type, event.object["metadata"]["name"]))
+        if len(seen) == 6:
+            break
+    assert seen == [
+        ("ADDED", "a"),
+        ("ADDED", "b"),
+        ("MODIFIED", "b"),
+        ("DELETED", "b"),  # nobody told us: the new list did not have it
+        ("ADDED", "c"),
+        ("DELETED", "c"),
+    ]
+    since = [each.query["resourceVersion"] for each in server.seen("GET", PODS) if "watch" in each.query]
+    assert since == [["10"], ["20"]]
+
+
+def test_waiting_for_ready_pods_looks_again_when_the_watch_reports_a_change(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    lists = [listed(10, pod("a", is_ready=False)), listed(11, pod("a", 11))]
+
+    def rule(asked: object) -> Answer | None:
+        if getattr(asked, "path", "") != PODS:
+            return None
+        if "watch" in getattr(asked, "query", {}):
+            return Answer(lines=[{"type": "MODIFIED", "object": pod("a", 11)}])
+        return lists.pop(0)
+
+    server.rules.append(rule)
+    found = wait_for(ready(kube, "a", "app=x"), within=10, what="pods")
+    assert [each["metadata"]["name"] for each in found] == ["a"]
+    assert not lists
+
+
+def test_pods_that_are_not_ready_or_not_there_do_not_count(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    leaving = pod("leaving")
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    server.on("GET", PODS, listed(1), listed(1, leaving), listed(1, pod("a"), pod("b", is_ready=False)))
+    assert not ready(kube, "a", "")().done
+    assert not ready(kube, "a", "")().done
+    look = ready(kube, "a", "")()
+    assert not look.done
+    assert "1 of 2 pods" in look.saw
+    assert not gone(kube, "v1", "Pod", "a")().done
+
+
+def test_a_namespace_that_is_not_ours_is_never_removed(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    theirs = {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "prod", "uid": "1", "labels": {"a": "b"}}}
+    server.on("GET", "/api/v1/namespaces/prod", Answer(200, theirs))
+    with pytest.raises(ClusterError, match="not ours"):
+        namespaces.remove(kube, ["prod"])
+    with pytest.raises(ClusterError, match="not ours"):
+        namespaces.refuse_strangers(kube, ["prod"])
+    assert not [each for each in server.asked if each.method == "DELETE"]
+
+
+def test_a_namespace_on_its_way_out_is_outwaited_before_it_is_made_again(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    space = "/api/v1/namespaces/a"
+    going = namespaces.make("a")
+    going["metadata"] |= {"uid": "old", "deletionTimestamp": "2026-01-01T00:00:00Z"}
+    server.on("GET", space, Answer(200, going), Answer(200, going), status(404, "NotFound", "gone"))
+    server.on("PATCH", space, Answer(200, namespaces.make("a")))
+    server.on("GET", f"{space}/serviceaccounts/default", Answer(200, {"kind": "ServiceAccount"}))
+    kube.apply([namespaces.make("a")])
+    methods = [each.method for each in server.asked if each.path == space]
+    assert methods == ["GET", "GET", "GET", "PATCH"]
+
+
+def test_deleting_a_namespace_that_is_going_already_waits_for_its_end(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    server.on("DELETE", "/api/v1/namespaces/a", status(409, "Conflict", "being terminated"))
+    server.on("GET", "/api/v1/namespaces/a", Answer(200, namespaces.make("a")), status(404, "NotFound", "gone"))
+    kube.delete([namespaces.make("a")], within=10)
+    assert len(server.seen("GET", "/api/v1/namespaces/a")) == 2
+
+
+def test_neither_stack_nor_guardrail_moves_into_somebody_elses_namespace(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    theirs = {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "inference", "uid": "1"}}
+    server.on("GET", "/api/v1/namespaces/inference", Answer(200, theirs))
+    server.on("GET", "/api/v1/nodes", listed(1))
+    images = {"vllm-sim": "v:1", "toolbox": "t:1"}
+    with pytest.raises(ClusterError, match="not ours"):
+        stacks.deploy(kube, stacks.load("vllm-sim"), {}, images=images, addresses=["127.0.0.1"])
+    with pytest.raises(ClusterError, match="not ours"):
+        guardrails.apply(kube, guardrails.load("tenant"), {}, images=images)
+    assert {each.method for each in server.asked} == {"GET"}

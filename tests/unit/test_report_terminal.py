@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from timelines import HOSTILE, Shape, events, hostile_results
+
+from sandbox.judge import judge
+from sandbox.report.suite import render_suite
+from sandbox.report.terminal import render
+from sandbox.spec.results import Results
+
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]")
+
+
+def _shown(results: Results, *, width: int = 80, colour: bool = False, folder: Path | None = None) -> str:
+    stream = io.StringIO()
+    render(results, Console(file=stream, width=width, force_terminal=colour, no_color=not colour), folder)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("shape", [Shape(), Shape(breach=True, lost=20), Shape(proven=False)])
+def test_no_line_is_wider_than_the_terminal(width: int, shape: Shape) -> None:
+    assert max(map(len, _shown(judge(events(shape)), width=width).splitlines())) <= width
+
+
+def test_the_verdict_stands_first_as_a_word() -> None:
+    for shape, word in ((Shape(), "PASS"), (Shape(breach=True, lost=20), "FAIL"), (Shape(proven=False), "INVALID")):
+        assert word in _shown(judge(events(shape))).strip().splitlines()[0]
+
+
+def test_what_failed_is_told_with_observed_expected_and_why_before_what_held() -> None:
+    shown = _shown(judge(events(Shape(breach=True, lost=20))))
+    assert shown.index("observed") < shown.index("expected") < shown.index("why") < shown.index("✓ slo")
+    assert "98.33%" in shown
+    assert "value>=0.99" in shown
+
+
+def test_failures_come_before_what_could_not_be_proven() -> None:
+    shown = _shown(hostile_results())
+    assert shown.index("✗ fail") < shown.index("? invalid") < shown.index("✓ slo")
+
+
+def test_it_says_where_the_report_lies_and_what_to_type_next(tmp_path: Path) -> None:
+    passed = _shown(judge(events()), width=200, folder=tmp_path)
+    assert str(tmp_path / "report.html") in passed
+    assert f"sandbox judge {tmp_path}" in passed
+    assert "sandbox run survive-a-lost-replica" in _shown(judge(events(Shape(proven=False))))
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_hostile_text_cannot_steer_the_terminal(colour: bool) -> None:
+    shown = _shown(hostile_results(), colour=colour)
+    ours = re.compile(r"\x1b\[[0-9;]*m")
+    bare = ours.sub("", shown) if colour else shown
+    assert not _CONTROL.search(bare.replace("\n", ""))
+    assert "\x1b[31;5m" not in shown
+    assert "\\x1b[31;5m" in bare
+    assert _CONTROL.search(HOSTILE), "the attack itself must hold what is looked for"
+
+
+def test_markup_in_a_message_stays_text() -> None:
+    results = judge(events()).model_copy(update={"headline": "[bold]not bold[/bold] [/oops]"})
+    assert "[bold]not bold[/bold] [/oops]" in _shown(results)
+
+
+def test_a_terminal_that_knows_only_ascii_gets_ascii() -> None:
+    raw = io.BytesIO()
+    with io.TextIOWrapper(raw, encoding="ascii") as stream:
+        render(judge(events(Shape(breach=True, lost=20))), Console(file=stream, width=80, no_color=True))
+        stream.flush()
+        text = raw.getvalue().decode("ascii")
+    assert "x FAIL" in text
+    assert "+ slo" in text
+
+
+def test_in_a_workflow_what_is_printed_cannot_be_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    lines = [line.strip() for line in _shown(hostile_results()).splitlines()]
+    begin = next(n for n, line in enumerate(lines) if line.startswith("::stop-commands::"))
+    token = lines[begin].removeprefix("::stop-commands::")
+    commands = [n for n, line in enumerate(lines) if line.startswith("::")]
+    assert commands[0] == begin
+    assert lines[commands[-1]] == f"::{token}::"
+    assert len(commands) > 2, "the hostile headline has to try"
+
+
+def test_a_run_in_which_nothing_was_checked_says_so() -> None:
+    empty = hostile_results().model_copy(update={"checks": [], "verdict": "invalid", "headline": "Nothing."})
+    assert "nothing was checked" in _shown(empty)
+
+
+def test_a_suite_is_one_table_with_the_worst_first(tmp_path: Path) -> None:
+    runs = [judge(events(shape)) for shape in (Shape(), Shape(proven=False), Shape(breach=True, lost=20))]
+    stream = io.StringIO()
+    render_suite(runs, Console(file=stream, width=80, no_color=True), tmp_path)
+    shown = stream.getvalue()
+    assert shown.index("✗ FAIL") < shown.index("? INVALID") < shown.index("✓ PASS")
+    assert "3 scenarios: 1 passed, 1 failed, 1 could not be proven" in shown
+    assert max(map(len, shown.splitlines())) <= max(80, len(str(tmp_path)) + 30)

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox.errors import UsageError
+from sandbox.kube import guardrails, manifests, stacks
+from sandbox.spec import load_text
+from sandbox.spec.stack import Stack
+from sandbox.spec.values import Setting, Value, problems, resolved
+
+IMAGES = {"vllm-sim": "registry.test/vllm-sim:1", "llama-cpp": "registry.test/llama-cpp:1", "toolbox": "t:1"}
+ALL = stacks.names()
+
+
+def of(objects: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
+    found = [each for each in objects if each["kind"] == kind and name in {"", each["metadata"]["name"]}]
+    assert len(found) == 1
+    return found[0]
+
+
+def container(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = of(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    return found
+
+
+def test_both_stacks_are_there() -> None:
+    assert {"llama-cpp", "vllm-sim"} <= set(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_stack_renders_with_its_defaults_into_its_own_namespace_with_our_labels(name: str) -> None:
+    stack = stacks.load(name)
+    objects = stacks.render(stack, {}, images=IMAGES)
+    assert objects[0]["kind"] == "Namespace"
+    for thing in objects[1:]:
+        assert thing["metadata"]["namespace"] == stack.namespace
+        assert thing["metadata"]["labels"].items() >= stacks.labels(stack).items()
+    assert container(objects)["image"] == IMAGES[name]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_stack_can_lose_and_replace_pods_without_cutting_anybody_off(name: str) -> None:
+    stack = stacks.load(name)
+    objects = stacks.render(stack, {"replicas": 3}, images=IMAGES)
+    deployment = of(objects, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    server = pod["containers"][0]
+    assert deployment["spec"]["replicas"] == 3
+    assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(server)
+    assert pod["terminationGracePeriodSeconds"] > server["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert of(objects, "PodDisruptionBudget")["spec"]["selector"] == deployment["spec"]["selector"]
+    assert pod["topologySpreadConstraints"]
+    assert of(objects, "Service")["spec"]["type"] == "NodePort"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_stack_asks_for_nothing_that_restricted_pod_security_forbids(name: str) -> None:
+    objects = stacks.render(stacks.load(name), {}, images=IMAGES)
+    pod = of(objects, "Deployment")["spec"]["template"]["spec"]
+    own = pod["containers"][0]["securityContext"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    assert own["allowPrivilegeEscalation"] is False
+    assert own["readOnlyRootFilesystem"] is True
+    assert own["capabilities"]["drop"] == ["ALL"]
+    assert pod["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_three_replicas_and_one_surge_fit_two_cores_beside_the_control_plane(name: str) -> None:
+    requests = container(stacks.render(stacks.load(name), {}, images=IMAGES))["resources"]["requests"]
+    assert requests["cpu"].endswith("m")
+    assert 4 * int(requests["cpu"][:-1]) <= 1000
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_value_of_a_stack_changes_what_is_applied(name: str) -> None:
+    stack = stacks.load(name)
+    default = stacks.render(stack, {}, images=IMAGES)
+    others: dict[str, Any] = {"integer": 7, "number": 3.5, "string": "another", "boolean": True, "duration": "123ms"}
+    for key, value in stack.values.items():
+        other = others[value.type]
+        if value.problem(other):
+            other = next(each for each in (64, 256, 2048, "1s", 2) if not value.problem(each) and each != value.default)
+        assert stacks.render(stack, {key: other}, images=IMAGES) != default, key
+
+
+def test_wrong_values_are_all_named_at_once_with_what_would_be_valid() -> None:
+    stack = stacks.load("vllm-sim")
+    with pytest.raises(UsageError) as caught:
+        stacks.render(stack, {"replicas": 65, "replica": 3, "timeToFirstToken": 50, "model": "a b"}, images=IMAGES)
+    said = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert "values.replicas: 65 is out of bounds; valid: an integer from 1 to 64" in said
+    assert "values.replica: unknown value; known: " in said
+    assert "values.timeToFirstToken: 50 is no duration" in said
+    assert "values.model: 'a b' does not match" in said
+
+
+def test_true_is_no_integer_and_a_number_needs_no_point() -> None:
+    integer = Value(type="integer", description="x", default=1)
+    assert integer.problem(True)
+    assert integer.problem(1.5)
+    assert not Value(type="number", description="x", default=1).problem(2)
+
+
+def test_a_default_out_of_its_own_bounds_is_refused() -> None:
+    with pytest.raises(ValueError, match="default: 9 is out of bounds"):
+        Value(type="integer", description="x", default=9, maximum=8)
+
+
+def test_values_not_given_take_their_defaults() -> None:
+    declared = {
+        "a": Value(type="integer", description="x", default=1),
+        "b": Value(type="string", description="x", default="y"),
+    }
+    assert resolved(declared, {"a": 5}, where="x") == {"a": 5, "b": "y"}
+    assert problems(declared, {}) == []
+
+
+def test_an_unknown_stack_names_those_there_are() -> None:
+    with pytest.raises(UsageError, match="no stack 'vllm'") as caught:
+        stacks.load("vllm")
+    assert "vllm-sim" in caught.value.fix
+
+
+def test_a_value_that_goes_nowhere_and_a_setting_of_nothing_are_refused() -> None:
+    text = """
+apiVersion: sandbox/v1
+kind: Stack
+metadata: {name: x, description: x}
+images: [x]
+values: {idle: {type: integer, default: 1, description: x}}
+set: [{target: Deployment/x, value: ghost, pointer: /spec/replicas}]
+endpoint: {service: x, port: 80, model: m}
+ready: {within: 1s}
+footprint: {cpu: 1, memory: 1}
+"""
+    with pytest.raises(UsageError) as caught:
+        load_text(text, Path("stack.yaml"), Stack)
+    assert "'ghost' is no declared value" in str(caught.value)
+    assert "'idle' goes nowhere" in str(caught.value)
+
+
+def test_a_setting_whose_target_is_not_there_names_the_manifests_there_are() -> None:
+    thing = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}
+    setting = Setting(target="ConfigMap/b", value="x", pointer="/data/x")
+    with pytest.raises(UsageError, match="ConfigMap a"):
+        manifests.fill([thing], [setting], {"x": "1"}, where="stack x")
+
+
+def test_an_image_that_was_not_resolved_is_named() -> None:
+    with pytest.raises(UsageError, match="not resolved: vllm-sim"):
+        stacks.render(stacks.load("vllm-sim"), {}, images={})
+
+
+@pytest.mark.parametrize(
+    ("pointer", "value", "expected"),
+    [
+        ("/a/b", 1, {"a": {"b": 1}, "l": [{"x": 0}]}),
+        ("/l/0/x", 1, {"l": [{"x": 1}]}),
+        ("/l/-", 1, {"l": [{"x": 0}, 1]}),
+        ("/a.b~1c", 1, {"a.b/c": 1, "l": [{"x": 0}]}),
+    ],
+)
+def test_a_pointer_puts_a_value_in_its_place(pointer: str, value: int, expected: dict[str, Any]) -> None:
+    document: dict[str, Any] = {"l": [{"x": 0}]}
+    manifests.put(document, pointer, value, where="x")
+    assert document == expected
+
+
+@pytest.mark.parametrize("pointer", ["/l/1", "/l/x", "/l/0/x/y", "/l/7/x"])
+def test_a_pointer_that_leads_nowhere_is_refused(pointer: str) -> None:
+    with pytest.raises(UsageError, match="leads nowhere"):
+        manifests.put({"l": [{"x": 0}]}, pointer, 1, where="x")
+
+
+def test_rendering_leaves_the_loaded_manifests_alone() -> None:
+    objects = [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"x": "0"}}]
+    setting = Setting(target="ConfigMap/a", value="x", pointer="/data/x")
+    filled = manifests.fill(objects, [setting], {"x": "1"}, where="x")
+    assert (objects[0]["data"], filled[0]["data"]) == ({"x": "0"}, {"x": "1"})
+
+
+def test_a_guardrail_leaves_out_what_a_value_closes() -> None:
+    guardrail = guardrails.load("tenant")
+    open_ = guardrails.render(guardrail, {}, images=IMAGES, pod_cidrs=["10.1.0.0/16"])
+    closed = guardrails.render(guardrail, {"modelAccess": False}, images=IMAGES, pod_cidrs=[])
+    gone = {each["metadata"]["name"] for each in open_} - {each["metadata"]["name"] for each in closed}
+    assert gone == {"to-model", "from-tenants"}
+    outside = of(open_, "NetworkPolicy", "from-outside")
+    assert outside["spec"]["ingress"][0]["from"][0]["ipBlock"]["except"] == ["10.1.0.0/16"]
+
+
+def test_the_tenants_rights_hold_no_rule_that_makes_rules_or_reads_secrets() -> None:
+    objects = guardrails.render(guardrails.load("tenant"), {}, images=IMAGES, pod_cidrs=[])
+    rules = of(objects, "Role", "tenant")["rules"]
+    for rule in rules:
+        assert not {"*", "escalate", "bind", "impersonate", "deletecollection"} & set(rule["verbs"])
+        assert not {"*", "secrets", "serviceaccounts", "roles", "rolebindings", "namespaces"} & set(rule["resources"])
+        if {"networkpolicies", "resourcequotas", "limitranges"} & set(rule["resources"]):
+            assert set(rule["verbs"]) == {"get", "list", "watch"}
+    assert not [each for each in objects if each["kind"] in {"ClusterRole", "ClusterRoleBinding"}]
