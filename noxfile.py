@@ -58,7 +58,12 @@ def tests(session: nox.Session) -> None:
     session.run("mypy")
     session.run("sandbox", "prepare")
     session.run("sandbox", "images", "ensure")
-    session.run("pytest", "tests", "--durations=12", *session.posargs)
+    if session.posargs:
+        session.run("pytest", "tests", *session.posargs)
+        return
+    # First what waits more than it works, two files at a time; then what measures or shares a cluster, on its own.
+    session.run("pytest", "tests", "-m", "not alone", "--numprocesses=2", "--dist=loadfile", "--durations=12")
+    session.run("pytest", "tests", "-m", "alone", "--durations=12")
 
 
 @nox.session
@@ -70,7 +75,7 @@ def unit(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, types, and every spec of the catalogue."""
+    """Style, types, and every shipped scenario with all that it names."""
     _install(session)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")

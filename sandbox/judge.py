@@ -14,12 +14,13 @@ from sandbox import metrics
 from sandbox.metrics import Record
 from sandbox.spec.results import Check, Results, Status, worst
 from sandbox.spec.scenario import Named, Scenario
-from sandbox.spec.slo import METRICS, Expression, Slo, Threshold, parse_expression, parse_selector
+from sandbox.spec.slo import METRICS, Expression, Selector, Slo, Threshold, parse_expression, parse_selector
 from sandbox.timeline import AttackEvent, Event, Fact, FaultEvent, LoadFinished, Note, PhaseChanged, Probed, RunStarted
 
 # Held against every run that has a load, unless the scenario's own `validity` names the metric.
 DEFAULT_VALIDITY: Slo = {"client_lag": [Threshold(threshold="p(99)<=10ms")]}
 _EVIDENCE_LINES = 8
+_EVIDENCE_OF_A_PASS = 3
 
 
 def judge(events: Iterable[Event]) -> Results:
@@ -40,13 +41,14 @@ def judge(events: Iterable[Event]) -> Results:
         *_steady_state(scenario, timeline),
         *_faults(scenario, timeline),
         *_load(scenario, timeline, rec),
-        *_attacks(timeline),
+        *_attacks(scenario, timeline),
     ]
     checks = _reached(timeline, checks)
     verdict = worst(check.status for check in checks)
     return Results(
         run_id=begun.run_id,
         scenario=scenario.metadata.name,
+        source=begun.source,
         description=scenario.metadata.description,
         started=begun.wall,
         duration=rec.end,
@@ -187,9 +189,11 @@ def _fault_check(index: int, name: str, life: list[FaultEvent]) -> Check:
     elif "proven" not in states:
         status = "invalid"
         reason = states["failed"].detail if "failed" in states else "no evidence from outside that it happened"
+    elif "not_healed" in states:
+        status, reason = "fail", f"did not heal: {states['not_healed'].detail}"
     elif "healed" not in states:
-        status = "fail"
-        reason = states["failed"].detail if "failed" in states else "did not heal before the run ended"
+        status = "invalid"
+        reason = states["failed"].detail if "failed" in states else "the run ended before it could be seen to heal"
     return Check(
         id=f"fault/{index}/{name}",
         group="fault",
@@ -263,6 +267,8 @@ def _threshold_check(rec: Record, text: str, threshold: Threshold, *, validity: 
             f"{seen.samples} samples say nothing about {expression.aggregation} (needs {needed}); "
             "load for longer, ask for a lower percentile, or set minSamples"
         )
+    elif math.isinf(seen.value) and (unseen := metrics.recovery_cut_off(rec, expression.bound)):
+        status, reason = "invalid", f"{unseen}: load for longer, or strike earlier"
     elif not expression.holds(seen.value):
         status = "invalid" if validity else "fail"
         shown = _shown(seen.value, selector.metric, expression)
@@ -278,7 +284,7 @@ def _threshold_check(rec: Record, text: str, threshold: Threshold, *, validity: 
         expected=threshold.threshold,
         samples=seen.samples,
         reason=reason,
-        evidence=_offenders(rec, text, status),
+        evidence=_witnesses(rec, selector, _EVIDENCE_OF_A_PASS if status == "pass" else _EVIDENCE_LINES),
     )
 
 
@@ -289,31 +295,40 @@ def _shown(value: float, metric: str, expression: Expression) -> str:
     if known.unit == "s" and expression.aggregation != "count":
         return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
     if known.kind == "rate" or expression.aggregation == "rate":
-        return f"{value:.2%}"
+        text = f"{value:.2%}"
+        return f"{value:.5%}" if text == "100.00%" and value < 1 else text
     return f"{value:g}{' ' + known.unit if known.unit else ''}"
 
 
-def _offenders(rec: Record, text: str, status: Status) -> list[str]:
-    """The requests a reader wants to see first when a threshold broke: failures, then the slowest."""
-    if status == "pass" or parse_selector(text).metric.startswith("client_"):
+def _witnesses(rec: Record, selector: Selector, most: int) -> list[str]:
+    """The requests a reader wants to see first: of a latency the highest, else those not good, then the slowest."""
+    known = METRICS[selector.metric]
+    if selector.metric.startswith("client_") or known.kind == "value":  # not of single requests
         return []
-    requests = metrics.select(rec, parse_selector(text))
-    bad = [request for request in requests if request.outcome != "ok"]
-    slow = sorted((r for r in requests if r.outcome == "ok"), key=lambda r: r.t - r.scheduled, reverse=True)
+    requests = metrics.select(rec, selector)
+    if known.kind == "trend":
+        measured = [(max(values), r) for r in requests if (values := metrics.trend([r], selector.metric))]
+        worst_first = [request for _, request in sorted(measured, key=lambda pair: pair[0], reverse=True)]
+    else:
+        worst_first = sorted(
+            requests, key=lambda r: (not metrics.is_good(r, rec.limits), r.t - r.scheduled), reverse=True
+        )
     return [
         f"t={request.t:.2f}s {request.outcome}{f' {request.status}' if request.status else ''} "
         f"scheduled={request.scheduled:.2f}s took={request.t - request.scheduled:.3f}s {request.detail}".rstrip()
-        for request in (bad + slow)[:_EVIDENCE_LINES]
+        for request in worst_first[:most]
     ]
 
 
-def _attacks(timeline: Sequence[Event]) -> list[Check]:
+def _attacks(scenario: Scenario, timeline: Sequence[Event]) -> list[Check]:
     tried = [event for event in timeline if isinstance(event, AttackEvent)]
     planned: list[str] = []
     for event in timeline:
         if isinstance(event, Fact) and event.about == "attacks":
             planned = list(event.values.get("planned", []))
     ids = list(dict.fromkeys([*planned, *(event.attempt for event in tried)]))
+    if scenario.attacks and not ids:
+        return [_attack_check(name, []) for name in scenario.attacks]
     return [_attack_check(name, [event for event in tried if event.attempt == name]) for name in ids]
 
 

@@ -130,7 +130,14 @@ def is_good(request: Request, limits: dict[str, float]) -> bool:
     """Ended `ok` and met every request-level limit."""
     if request.outcome != "ok":
         return False
-    return all((values := trend([request], name)) and max(values) <= limit for name, limit in limits.items())
+    return all(_meets(request, name, limit) for name, limit in limits.items())
+
+
+def _meets(request: Request, name: str, limit: float) -> bool:
+    values = trend([request], name)
+    if not values:
+        return name == "tpot" and received(request) <= 1  # there is no time between the tokens of a one-token answer
+    return max(values) <= limit
 
 
 def trend(requests: Iterable[Request], metric: str) -> list[float]:
@@ -235,22 +242,33 @@ def good_fraction(requests: Sequence[Request], limits: dict[str, float]) -> floa
 def time_to_recover(rec: Record) -> float | None:
     """The longest time any fault kept users from good completions, in seconds.
 
-    For each fault: from its injection to the end of the first good completion sent after the last bad
-    request it caused; 0 when it caused none. Infinite when no good completion followed. None without faults.
+    For each fault: from its start to the end of the first good completion sent after the last bad request it
+    caused; 0 when it caused none. Infinite when no good completion followed. None without faults.
     """
+    return max((seconds for _, seconds in _recoveries(rec)), default=None)
+
+
+def recovery_cut_off(rec: Record, bound: float) -> str:
+    """Say it where a recovery that never came was not watched for as long as `bound` seconds; else empty."""
+    end = rec.load_finished or rec.end
+    watched = [end - fault.started for fault, seconds in _recoveries(rec) if math.isinf(seconds)]
+    if watched and min(watched) < bound:
+        return f"the load ended {min(watched):.1f} s after the fault struck, before the {bound:g} s were over"
+    return ""
+
+
+def _recoveries(rec: Record) -> list[tuple[FaultWindow, float]]:
     faults = sorted((fault for fault in rec.faults if fault.injected is not None), key=lambda fault: fault.started)
-    if not faults or not rec.requests:
-        return None
-    slowest = 0.0
+    if not rec.requests:
+        return []
+    found = []
     for position, fault in enumerate(faults):
         until = faults[position + 1].started if position + 1 < len(faults) else math.inf
         struck = [request for request in rec.requests if fault.started <= request.t and request.scheduled < until]
         bad = [request.scheduled for request in struck if not is_good(request, rec.limits)]
-        if not bad:
-            continue
-        good = [r.t for r in rec.requests if r.scheduled > max(bad) and is_good(r, rec.limits)]
-        slowest = max(slowest, min(good, default=math.inf) - fault.started)
-    return slowest
+        good = [r.t for r in rec.requests if r.scheduled > max(bad) and is_good(r, rec.limits)] if bad else []
+        found.append((fault, min(good, default=math.inf) - fault.started if bad else 0.0))
+    return found
 
 
 def _span(rec: Record, phase: str | None) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -15,16 +15,18 @@ from sandbox.kube import guardrails, stacks
 from sandbox.spec import catalogue as files
 from sandbox.spec import profile as profiles
 from sandbox.spec.attack import Attempt
-from sandbox.spec.base import KeyPath
+from sandbox.spec.base import KeyPath, Metadata, reach
 from sandbox.spec.cluster import ClusterSpec
 from sandbox.spec.guardrail import Guardrail
 from sandbox.spec.loader import Document, load
 from sandbox.spec.profile import Profile
 from sandbox.spec.results import Results
-from sandbox.spec.scenario import FaultUse, Named, Scenario
+from sandbox.spec.scenario import FaultUse, Named, Scenario, called, contradictions
 from sandbox.spec.slo import METRICS
 from sandbox.spec.stack import Stack
 from sandbox.spec.values import problems as value_problems
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,15 @@ class Plan:
         ]
         return "\n".join(f"{key:<13} {text}" for key, text in rows)
 
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs: the scenario's own keys, `source`, `images`, and every attempt by its id."""
+        return {
+            **self.scenario.model_dump(mode="json", by_alias=True),
+            "source": str(self.source),
+            "images": self.images,
+            "attacks": [attempt.id for attempt in self.attempts],
+        }
+
 
 def _called(use: Named) -> str:
     return f"{use.name}({', '.join(f'{key}={value}' for key, value in use.params.items())})"
@@ -98,18 +109,31 @@ def load_all(wanted: Sequence[str]) -> list[Plan]:
     Raises:
         UsageError: lists every mistake of every scenario; nothing was touched.
     """
-    plans, broken = [], []
-    for path in [path for each in wanted for path in _paths(each)]:
+    plans: list[Plan] = []
+    broken: list[UsageError] = []
+    for each in wanted:
         try:
-            plans.append(_load_one(load(path, Scenario, more=_names_that_do_not_exist)))
+            found = _paths(each)
         except UsageError as error:
             broken.append(error)
+            continue
+        for path in found:
+            try:
+                plans.append(_load_one(path))
+            except UsageError as error:
+                broken.append(error)
     if len(broken) == 1:
         raise broken[0]
     if broken:
-        details = [line for error in broken for line in (f"{error.where}: {error.what}", *error.details)]
+        details = [line for error in broken for line in _told_beside_others(error)]
         raise UsageError(f"{len(broken)} scenarios cannot be used", details=details, fix="mend the lines named")
     return plans
+
+
+def _told_beside_others(error: UsageError) -> list[str]:
+    """The lines of one error among several; its fix where no detail says what would be valid."""
+    head = f"{error.where}: {error.what}" if error.where else error.what
+    return [head, *error.details] if error.details else ["; ".join(filter(None, [head, error.fix]))]
 
 
 def _paths(wanted: str) -> list[Path]:
@@ -123,138 +147,107 @@ def _paths(wanted: str) -> list[Path]:
         return found
     if path.is_file() or path.suffix in {".yaml", ".yml"}:
         return [path]
-    return [files.find("scenarios", wanted, Scenario, kind="scenario").path]
+    return [files.locate("scenarios", wanted, kind="scenario")]
 
 
-def _load_one(document: Document[Scenario]) -> Plan:
-    """Resolve what a scenario names. Every mistake is collected before any is raised."""
+def _load_one(path: Path) -> Plan:
+    """A scenario with everything it names. All that can be wrong with either was found while it was loaded."""
+    document = load(path, Scenario, more=_mistakes)
     scenario = document.model
-    problems: list[str] = []
-
-    def resolve(keys: tuple[str | int, ...], find: Any, *arguments: Any, **more: Any) -> Any:
-        try:
-            return find(*arguments, **more)
-        except UsageError as error:
-            problems.append(document.problem(keys, _in_words(error)))
-            return None
-
-    cluster = resolve(("cluster",), files.find, "clusters", scenario.cluster, ClusterSpec, kind="cluster")
-    stack = resolve(("stack", "name"), stacks.load, scenario.stack.name)
-    chosen = [resolve(("guardrails", n), guardrails.load, name) for n, name in enumerate(scenario.guardrails)]
-    attempts = resolve(("attacks",), _attempts, scenario.attacks)
-    profile = resolve(("load", "profile"), profiles.resolve, scenario.load.profile) if scenario.load else None
-    if stack is not None:
-        problems += [
-            document.problem(("stack", "values", *keys), message)
-            for keys, message in value_problems(stack.values, scenario.stack.values)
-        ]
-    if attempts and not any(each is not None and each.tenant for each in chosen):
-        problems.append(document.problem(("attacks",), "attacks need a guardrail that makes a tenant: [tenant]"))
-    problems += _call_problems(document)
-    if problems:
-        raise UsageError(
-            f"{len(problems)} problem{'s' if len(problems) != 1 else ''} in this Scenario",
-            where=str(document.path),
-            details=problems,
-            fix=f"mend the lines named, then: sandbox lint {document.path}",
-        )
+    cluster = _cluster(scenario.cluster)
     return Plan(
         scenario=scenario,
         source=document.path,
         cluster=cluster.model,
         cluster_source=cluster.path,
-        stack=stack,
-        guardrails=chosen,
-        attempts=attempts,
-        profile=profile,
+        stack=stacks.load(scenario.stack.name),
+        guardrails=[guardrails.load(name) for name in scenario.guardrails],
+        attempts=_attempts(scenario.attacks),
+        profile=profiles.resolve(scenario.load.profile) if scenario.load else None,
     )
 
 
-def _names_that_do_not_exist(raw: Any) -> list[tuple[KeyPath, str]]:
-    """What a scenario that breaks its model names wrongly besides, as far as it can be read."""
-    found: list[tuple[KeyPath, str]] = []
+def _mistakes(raw: Any) -> list[tuple[KeyPath, str]]:
+    """What a scenario contradicts, names or calls wrongly, as far as it can be read: whatever else breaks its model."""
+    found = contradictions(raw)
 
-    def each(*keys: str) -> list[tuple[KeyPath, Any]]:
-        value = raw
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, list):
-            return [((*keys, position), item) for position, item in enumerate(value)]
-        return [(keys, value)]
+    def each(*keys: str) -> list[KeyPath]:
+        items = reach(raw, *keys)
+        return [(*keys, position) for position in range(len(items))] if isinstance(items, list) else []
 
-    finders: list[tuple[list[tuple[KeyPath, Any]], Callable[[str], Any]]] = [
-        (each("cluster"), lambda name: files.find("clusters", name, ClusterSpec, kind="cluster")),
-        (each("stack", "name"), stacks.load),
-        (each("guardrails"), guardrails.load),
-        (each("attacks"), lambda name: _attempts([name])),
-        (each("load", "profile"), profiles.resolve),
-    ]
-    for places, find in finders:
-        for keys, name in places:
-            try:
-                find(name) if isinstance(name, str) else None
-            except UsageError as error:
-                found.append((keys, _in_words(error)))
+    def named(keys: KeyPath, find: Callable[[str], T]) -> T | None:
+        """What the name at `keys` stands for; None where nothing has it, or no name is there."""
+        name = reach(raw, *keys)
+        try:
+            return find(name) if isinstance(name, str) else None
+        except UsageError as error:
+            found.append((keys, _in_words(error)))
+            return None
+
+    named(("cluster",), _cluster)
+    named(("load", "profile"), profiles.resolve)
+    stack, values = named(("stack", "name"), stacks.load), reach(raw, "stack", "values")
+    if stack is not None and isinstance(values, dict):
+        found += [(("stack", "values", *keys), words) for keys, words in value_problems(stack.values, values)]
+    rules = [named(keys, guardrails.load) for keys in each("guardrails")]
+    attempts = [named(keys, lambda name: _attempts([name])) for keys in each("attacks")]
+    if attempts and None not in [*attempts, *rules] and not any(rule and rule.tenant for rule in rules):
+        found.append((("attacks",), "attacks need a guardrail that makes a tenant: [tenant]"))
     for room, registry in (("steadyState", probes.PROBES), ("faults", faults.FAULTS)):
-        for keys, use in each(room):
-            called = {use: {}} if isinstance(use, str) else use if isinstance(use, dict) else {}
-            found += [
-                ((*keys, *below), words)
-                for name, params in called.items()
-                if name not in {"at", "for"} and (params is None or isinstance(params, dict))
-                for below, words in registry.problems(str(name), params or {})
-            ]
+        for keys in each(room):
+            if use := called(reach(raw, *keys)):
+                found += [((*keys, *below), words) for below, words in registry.problems(use.name, use.params)]
     return found
 
 
-def _in_words(error: UsageError) -> str:
-    return "; ".join(filter(None, [error.what, *error.details, error.fix]))
+def _cluster(name: str) -> Document[ClusterSpec]:
+    return files.find("clusters", name, ClusterSpec, kind="cluster")
+
+
+def _in_words(error: SandboxError) -> str:
+    """On one line. Where it happened is said if that is a file that no detail names: else the key says so already."""
+    file = Path(error.where.partition(":")[0]).is_file() and not error.details
+    head = f"{error.where}: {error.what}" if file else error.what
+    return "; ".join(filter(None, [head, *error.details, error.fix]))
 
 
 def _attempts(wanted: Sequence[str]) -> list[Attempt]:
     return attacks.attempts(wanted) if wanted else []
 
 
-def _call_problems(document: Document[Scenario]) -> list[str]:
-    """Probes and faults that do not exist, or are called with what they do not take."""
-    uses: list[tuple[str, int, Named]] = [
-        *(("steadyState", n, use) for n, use in enumerate(document.model.steady_state)),
-        *(("faults", n, use) for n, use in enumerate(document.model.faults)),
-    ]
-    found = []
-    for key, position, use in uses:
-        registry = probes.PROBES if key == "steadyState" else faults.FAULTS
-        found += [
-            document.problem((key, position, *keys), message)
-            for keys, message in registry.problems(use.name, use.params)
-        ]
-    return found
-
-
 def catalogue() -> dict[str, dict[str, str]]:
     """Everything that can be named in a scenario: kind -> name -> one sentence."""
     return {
-        "scenarios": dict(_described(files.files("scenarios"), Scenario)),
-        "clusters": dict(_described(files.files("clusters"), ClusterSpec)),
-        "stacks": {name: stacks.load(name).metadata.description for name in stacks.names()},
-        "guardrails": {name: guardrails.load(name).metadata.description for name in guardrails.names()},
+        "scenarios": _described(files.names("scenarios"), _scenario),
+        "clusters": _described(files.names("clusters"), lambda name: _cluster(name).model),
+        "stacks": _described(stacks.names(), stacks.load),
+        "guardrails": _described(guardrails.names(), guardrails.load),
         "attacks": {attempt.id: attempt.title for attempt in attacks.attempts()},
-        "profiles": {name: profiles.resolve(name).metadata.description for name in profiles.names()},
+        "profiles": _described(profiles.names(), profiles.resolve),
         "faults": {name: _first_line(function) for name, function in sorted(faults.FAULTS.functions.items())},
         "probes": {name: _first_line(function) for name, function in sorted(probes.PROBES.functions.items())},
         "metrics": {name: metric.description for name, metric in sorted(METRICS.items())},
     }
 
 
-def _described(found: Iterable[Path], model: type[BaseModel]) -> Iterable[tuple[str, str]]:
-    """Name and description of each file; a broken one is listed with what is wrong, not left out."""
-    for path in reversed(list(found)):
+def _scenario(name: str) -> Scenario:
+    return files.find("scenarios", name, Scenario, kind="scenario").model
+
+
+class _Described(Protocol):
+    @property
+    def metadata(self) -> Metadata: ...
+
+
+def _described(names: Iterable[str], find: Callable[[str], _Described]) -> dict[str, str]:
+    """Name and description of each; a broken one is listed with what is wrong, not left out."""
+    found = {}
+    for name in names:
         try:
-            metadata = load(path, model).model.metadata  # type: ignore[attr-defined]  # every spec has it
+            found[name] = find(name).metadata.description
         except SandboxError as error:
-            yield path.stem, f"cannot be used: {error.what}"
-        else:
-            yield metadata.name, metadata.description
+            found[name] = f"cannot be used: {_in_words(error)}"
+    return found
 
 
 def _first_line(function: Any) -> str:

@@ -73,18 +73,15 @@ class Clusters:
 
     def up(self, shape: str, name: str | None = None) -> Cluster:
         """The cluster of that shape, made if it does not run."""
-        from sandbox import cluster
+        from sandbox import cluster, suite
         from sandbox.cluster import Owner
         from sandbox.spec.catalogue import find
         from sandbox.spec.cluster import ClusterSpec
 
         spec = find("clusters", shape, ClusterSpec, kind="cluster").model
         chosen = name or spec.metadata.name
-        there = any(each.name == chosen for each in cluster.list_clusters())
-        made = cluster.up(spec, name=chosen, owner=None if there or self._keep else Owner.me())
-        if not there and not self._keep:
-            self._undo.callback(cluster.down, chosen)
-        return made
+        self._undo.callback(suite.release, chosen)
+        return cluster.up(spec, name=chosen, owner=None if self._keep else Owner.me())
 
     def close(self) -> None:
         """Remove them."""
@@ -108,8 +105,6 @@ class ScenarioItem(pytest.Item):
     def runtest(self) -> None:
         """Run it on the session's cluster."""
         outcome = run_scenario(self.config, self.path)
-        if outcome.error is not None and not outcome.results.checks:
-            raise outcome.error
         if outcome.results.verdict != "pass":
             raise NotHeldError(outcome.results, outcome.folder)
 
@@ -149,7 +144,11 @@ def run_scenario(config: pytest.Config, scenario: Path | str) -> Outcome:
     name = config.getoption("--sandbox-cluster") or loaded.cluster.metadata.name
     if loaded.cluster.provider == "kind":
         config.stash[_CLUSTERS].up(str(loaded.cluster_source), name)
-    return execute(loaded, Options(runs=Path(config.getoption("--sandbox-runs")), cluster_name=name))
+    runs = Path(config.getoption("--sandbox-runs"))
+    outcome = execute(loaded, Options(runs=runs, cluster_name=name, keep_cluster=True))
+    if isinstance(outcome.error, KeyboardInterrupt):
+        raise outcome.error
+    return outcome
 
 
 @pytest.fixture(scope="session")
@@ -170,13 +169,17 @@ def sandbox_cluster(request: pytest.FixtureRequest, sandbox_clusters: Clusters) 
 def sandbox_stack(request: pytest.FixtureRequest, sandbox_cluster: Cluster) -> Iterator[Deployed]:
     """A stack that answers on `sandbox_cluster`, `vllm-sim` unless `@pytest.mark.sandbox_stack(name, **values)`."""
     from sandbox import images
-    from sandbox.cluster import nodes
+    from sandbox.cluster import nodes, prove_ours
     from sandbox.kube import Kube, stacks
 
+    prove_ours(sandbox_cluster)
     marker = request.node.get_closest_marker("sandbox_stack")
     stack = stacks.load(marker.args[0] if marker and marker.args else "vllm-sim")
-    refs = {name: image.ref for name, image in images.ensure(stack.images).items()}
-    nodes.load_images(sandbox_cluster, list(refs.values()))
+    if sandbox_cluster.provider == "existing":
+        refs = images.mirrored(stack.images)
+    else:
+        refs = {name: image.ref for name, image in images.ensure(stack.images).items()}
+        nodes.load_images(sandbox_cluster, list(refs.values()))
     kube = Kube.connect(sandbox_cluster.kubeconfig, sandbox_cluster.context)
     with ExitStack() as undo:
         undo.callback(stacks.undeploy, kube, stack)

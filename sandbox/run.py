@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sandbox import __version__, attacks, cluster, errors, faults, images, probes
+import psutil
+
+from sandbox import __version__, cluster, errors, images, probes
 from sandbox.cluster import Cluster, Owner
 from sandbox.errors import SandboxError, Unproven
+from sandbox.exercise import exercise
 from sandbox.host import prepare, require
 from sandbox.judge import judge as judged
-from sandbox.kube import Kube, Seen, collect, guardrails, stacks, wait_for
-from sandbox.load import check, runner
-from sandbox.load.plan import plan_for
+from sandbox.kube import Kube, Seen, collect, guardrails, namespaces, stacks, wait_for
 from sandbox.plan import Plan
 from sandbox.progress import say, step
 from sandbox.report.write import write_all
 from sandbox.spec.results import Results
-from sandbox.spec.scenario import FaultUse
-from sandbox.timeline import AttackEvent, Fact, Note, PhaseChanged, Probed, RunStarted, Timeline, read, wall_now
+from sandbox.timeline import Fact, PhaseChanged, Probed, RunStarted, Timeline, read, wall_now
 
 _STEADY_SECONDS = 30.0
-_LOAD_SLACK = 30.0
 _DETAILS = 3
+_GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,26 @@ class Run:
 
 def preflight(run: Run) -> None:
     """This machine can carry it: an engine that answers, memory, disk, kernel."""
+    engine = ""
     if run.plan.cluster.provider == "kind":
-        require(prepare())
+        ready = prepare()
+        require(ready)
+        engine = ready.seen
     else:
         _references(run.plan)
+    run.fact(
+        "host",
+        cores=os.cpu_count(),
+        memory_gib=round(psutil.virtual_memory().total / _GIB, 1),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        engine=engine,
+    )
 
 
 def up(run: Run) -> None:
-    """A cluster of the right shape, taken if it runs, made if not. One made here goes away with the run."""
+    """A cluster of the right shape, this run's alone: taken if it runs, else made; one made goes away with the run."""
     spec, name = run.plan.cluster, run.options.cluster_name or run.plan.cluster.metadata.name
-    there = any(each.name == name and each.state in {"ready", "degraded"} for each in cluster.list_clusters())
+    run.undo.enter_context(cluster.lease(name))
     run.cluster = cluster.up(
         spec,
         name=name,
@@ -99,7 +110,7 @@ def up(run: Run) -> None:
         owner=None if run.options.keep else Owner.me(),
         allow_changes=run.options.allow_changes,
     )
-    if not (there or run.options.keep or run.options.keep_cluster) and spec.provider == "kind":
+    if run.cluster.owner == Owner.me() and not run.options.keep_cluster:
         run.undo.callback(cluster.down, name)
     cluster.prove_ours(run.cluster)
     run.kube = Kube.connect(run.cluster.kubeconfig, run.cluster.context)
@@ -118,6 +129,8 @@ def deploy(run: Run) -> None:
     if run.kube is None or run.cluster is None:
         raise Unproven("there is no cluster to deploy to")
     refs = _references(run.plan)
+    if left := namespaces.clear(run.kube):
+        say(f"removed what a run that was killed or kept has left: {', '.join(left)}")
     for guardrail in run.plan.guardrails:
         with step(f"guardrail {guardrail.metadata.name}"):
             applied = guardrails.apply(run.kube, guardrail, {}, images=refs)
@@ -138,6 +151,7 @@ def deploy(run: Run) -> None:
         model=run.deployed.model,
         url=run.deployed.url,
         images=refs,
+        emulated=run.plan.stack.emulated,
     )
 
 
@@ -146,27 +160,6 @@ def verify(run: Run) -> None:
     lacking = _look(run, "before", _STEADY_SECONDS)
     if lacking:
         raise Unproven(f"the steady state did not hold before the start: {'; '.join(lacking)}")
-
-
-def exercise(run: Run) -> None:
-    """Load, faults and attacks on one clock."""
-    wanted = run.plan.scenario.load
-    if wanted is None:
-        return
-    _, _, deployed = run.live
-    path = run.plan.profile.path if run.plan.profile else "chat"
-    check.check_endpoint(deployed.url, deployed.model, path=path)
-    say(f"load: {run.plan.load_in_words()}")
-    process = runner.start(plan_for(wanted, run.timeline, url=deployed.url, model=deployed.model), run.timeline)
-    with ExitStack() as halt, ThreadPoolExecutor(max_workers=16, thread_name_prefix="exercise") as pool:
-        halt.callback(run.stop.set)
-        halt.callback(process.stop)
-        work = [pool.submit(_strike, run, index, use, process.started_at) for index, use in enumerate(run.plan.faults)]
-        work.append(pool.submit(_attack, run))
-        code = process.wait(wanted.duration + wanted.timeout + _LOAD_SLACK)
-        _finish(run, work)
-    if code:
-        raise Unproven(f"the load client ended with exit code {code}", details=runner.tail(process.log))
 
 
 def recover(run: Run) -> None:
@@ -214,10 +207,15 @@ def execute(plan: Plan, options: Options) -> Outcome:
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{plan.scenario.metadata.name}-{uuid.uuid4().hex[:4]}"
     folder = options.runs / run_id
     folder.mkdir(parents=True)
-    with Timeline(folder / "timeline.jsonl") as log:
-        run = Run(plan=plan, options=options, folder=folder, timeline=log, undo=ExitStack())
+    with Timeline(folder / "timeline.jsonl") as log, ExitStack() as undo:
+        run = Run(plan=plan, options=options, folder=folder, timeline=log, undo=undo)
         log.append(_beginning(run, run_id))
-        error = _through(run) or _unwound(run)
+        error = _through(run)
+        left = _unwound(run)
+        if left is not None:  # a run that could not clean up after itself is no pass, in every file of it
+            error = error or left
+            for phase in _ALWAYS:
+                phase(run)
     if run.results is None:
         raise Unproven("the run was not judged", where=str(folder), fix=f"sandbox judge {folder}")
     return Outcome(run.results, folder, error)
@@ -237,17 +235,19 @@ def _through(run: Run) -> BaseException | None:
             if not isinstance(stopped, SandboxError | KeyboardInterrupt):
                 (run.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
                 say(f"this is a bug in the sandbox; see {run.folder / 'traceback.txt'}")
-    if error is not None:
-        _unwound(run)
     return error
 
 
 def _unwound(run: Run) -> BaseException | None:
-    """Heal, collect, undeploy, down: last thing first. What could not be removed is said, and is the run's error."""
+    """Collect, undeploy, down: last thing first. What could not be removed is said, and is the run's error."""
     try:
         run.undo.close()
-    except SandboxError as error:
-        say(f"not all of it could be removed: {error}")
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the run's verdict must be told all the same
+        say(f"not all of it could be removed: {error or 'interrupted'}")
+        words = _words(error) if isinstance(error, Exception) else ["interrupted"]
+        run.timeline.append(
+            PhaseChanged(t=run.timeline.now(), name="clean up", status="failed", detail="; ".join(words))
+        )
         return error
     return None
 
@@ -330,41 +330,6 @@ def _look(run: Run, when: Any, within: float) -> list[str]:
             )
         )
     return lacking
-
-
-def _strike(run: Run, index: int, use: FaultUse, load_started: float) -> None:
-    """Wait for a fault's time, then drive it."""
-    own, kube, deployed = run.live
-    if run.stop.wait(max(0.0, load_started + use.at - run.timeline.now())):
-        return
-    say(f"fault {use.name} strikes")
-    context = faults.Context(kube, own, deployed.namespace, use.lasting, run.stop)
-    faults.drive(use.name, index, context, use.params, run.timeline)
-
-
-def _attack(run: Run) -> None:
-    """Make every attempt and its allowed twin while load and faults run."""
-    if not run.plan.attempts:
-        return
-    own, kube, _ = run.live
-    if run.tenant is None:
-        raise Unproven("attacks need a guardrail that makes a tenant", fix="add `guardrails: [tenant]`")
-    run.fact("attacks", planned=[attempt.id for attempt in run.plan.attempts])
-    for attempt in run.plan.attempts:
-        if run.stop.is_set():
-            return
-        for result in attacks.make(kube, run.tenant, attempt, nodes=own.node_addresses):
-            run.timeline.append(AttackEvent(t=run.timeline.now(), **result.event()))
-
-
-def _finish(run: Run, work: list[Future[None]]) -> None:
-    """Let faults heal and attacks end; whatever broke one of them is said, and the judge misses its evidence."""
-    for future in work:
-        try:
-            future.result()
-        except SandboxError as error:
-            run.timeline.append(Note(t=run.timeline.now(), level="error", message=str(error)))
-            say(str(error))
 
 
 def _collect(run: Run) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from sandbox import cluster, errors
+from sandbox.cluster import Owner, record
 from sandbox.errors import UsageError
 from sandbox.judge import judge
 from sandbox.plan import Plan
@@ -43,29 +44,28 @@ def execute_all(plans: Sequence[Plan], options: Options) -> list[Outcome]:
     """Run every plan; scenarios of one shape share one cluster, which goes away after the last of them.
 
     An interrupt ends the suite after the run it struck.
+
+    Raises:
+        UsageError: one is to run on a cluster of a name that none can have; nothing was run.
     """
     outcomes: list[Outcome] = []
+    names = [options.cluster_name or plan.cluster.metadata.name for plan in plans]
+    for name in names:
+        record.check_name(name)
     with ExitStack() as undo:
-        for position, plan in enumerate(plans):
-            name = options.cluster_name or plan.cluster.metadata.name
-            later = any((options.cluster_name or each.cluster.metadata.name) == name for each in plans[position + 1 :])
-            if later and not options.keep and not _runs(name):
-                undo.callback(_down, name)
-                outcome = execute(plan, replace(options, keep_cluster=True))
-            else:
-                outcome = execute(plan, options)
+        for position, (plan, name) in enumerate(zip(plans, names, strict=True)):
+            undo.callback(release, name)  # where an interrupt keeps the last of its runs from doing so
+            outcome = execute(plan, replace(options, keep_cluster=name in names[position + 1 :]))
             outcomes.append(outcome)
             if isinstance(outcome.error, KeyboardInterrupt):
                 break
     return outcomes
 
 
-def _runs(name: str) -> bool:
-    return any(each.name == name for each in cluster.list_clusters())
-
-
-def _down(name: str) -> None:
-    if _runs(name):
+def release(name: str) -> None:
+    """Take a cluster down if it is this process's; one that was there before, or is kept, stays."""
+    known = record.find(name)
+    if known is not None and known.owner == Owner.me():
         cluster.down(name)
 
 

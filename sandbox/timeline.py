@@ -90,7 +90,7 @@ class Request(_Event):
     status: int | None = None
     detail: str = ""
     server: str = Field(default="", description="Who answered, where the server says so.")
-    tags: dict[str, str] = Field(default_factory=dict, description="tenant, model, profile")
+    tags: dict[str, str] = Field(default_factory=dict, description="model, profile")
 
 
 class ClientBeat(_Event):
@@ -112,12 +112,15 @@ class LoadFinished(_Event):
 
 
 class FaultEvent(_Event):
-    """A fault's life. `injected` and `proven` count only with evidence from outside the injector."""
+    """A fault's life. `proven` has evidence from outside the injector.
+
+    `not_healed`: the system did not come back in time. `failed`: the harness could not go on; nothing is known.
+    """
 
     type: Literal["fault"] = "fault"
     fault: str
     index: int = Field(description="Position in the scenario's list.")
-    state: Literal["started", "injected", "proven", "healed", "failed", "no_target"]
+    state: Literal["started", "injected", "proven", "healed", "not_healed", "failed", "no_target"]
     detail: str = ""
     evidence: dict[str, Any] = Field(default_factory=dict)
 

@@ -5,7 +5,7 @@ from sandbox.cluster.guard import prove_ours
 from sandbox.cluster.leftovers import reap
 from sandbox.cluster.looking import Status, current, kubeconfig, list_clusters, status
 from sandbox.cluster.proof import Proof, prove_all, prove_metrics, prove_network_policy, prove_storage
-from sandbox.cluster.record import Cluster, Node, Owner
+from sandbox.cluster.record import Cluster, Node, Owner, lease
 from sandbox.cluster.teardown import down
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "current",
     "down",
     "kubeconfig",
+    "lease",
     "list_clusters",
     "prove_all",
     "prove_metrics",

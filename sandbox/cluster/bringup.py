@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 import uuid
@@ -11,19 +10,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from docker.errors import DockerException
-from requests.exceptions import RequestException
-
 from sandbox import images
 from sandbox.cluster import addons, config, containers, existing, failure, kind, leftovers, node_images, nodes, record
 from sandbox.cluster.guard import prove_ours
+from sandbox.cluster.reach import OutOfReach, require_reach
 from sandbox.cluster.record import Cluster, Owner
-from sandbox.errors import ClusterError, SandboxError, UsageError
+from sandbox.errors import EnvironmentMissing, SandboxError, UsageError
 from sandbox.host.checks import require
 from sandbox.host.engine import client
 from sandbox.host.preparing import prepare
 from sandbox.kube import Kube, Seen, wait_for
-from sandbox.kube.conditions import nodes_ready, rollout
+from sandbox.kube.conditions import nodes_ready, renewed, rollout
 from sandbox.progress import say, step
 
 if TYPE_CHECKING:
@@ -34,8 +31,6 @@ if TYPE_CHECKING:
 
     from sandbox.spec.cluster import ClusterSpec
 
-# the engine's host names are cut at 63 characters, and nodes are called <name>-control-plane2
-_NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
 _READY_SECONDS = 180.0
 
 
@@ -62,44 +57,58 @@ def up(
         ClusterError: it did not come up; its logs are kept, and it is removed.
     """
     chosen = name or spec.metadata.name
-    if not _NAME.match(chosen):
-        raise UsageError(
-            "is no name for a cluster", where=chosen, fix="up to 40 small letters, digits and hyphens, such as trio-2"
-        )
+    record.check_name(chosen)
     if spec.provider == "existing":
         with record.locked(chosen):
             return existing.adopt(spec, chosen, allow_changes=allow_changes)
     engine = prepare()
     leftovers.reap(besides=chosen)
-    with record.locked(chosen):
-        docker = client()
+    if not record.home(chosen).exists():  # else it may run already, or its remains fill the memory
+        require(engine)  # before minutes go into images
+    with containers.engine_errors(chosen):
+        # not under the lock: building them anew takes minutes, and others may want only to look or to take it down
+        binary = images.tool("kind")
         wanted = [*dict.fromkeys([*spec.images, *app_images])]
-        running = _running(docker, spec, chosen, owner)
-        if running is None:
-            require(engine)
-            config.check_ports(spec)
-            return _create(docker, spec, chosen, wanted, owner, cgroup=engine.cgroup)
-        _ready(Kube.connect(running.kubeconfig, running.context), len(running.nodes))
-        if wanted:
-            node_images.load(docker, chosen, [image.ref for image in images.ensure(wanted).values()])
-        say(f"{chosen}: runs already")
-        return running
+        refs = {name: image.ref for name, image in images.ensure(["node", *wanted]).items()}
+        ours = [refs[name] for name in wanted]
+        with record.locked(chosen):
+            docker = client()
+            running = _running(docker, spec, chosen, owner, image=refs["node"])
+            if running is None:
+                require(engine)
+                config.check_ports(spec)
+                return _create(
+                    docker, spec, chosen, owner, binary=binary, image=refs["node"], load=ours, cgroup=engine.cgroup
+                )
+            kube = Kube.connect(running.kubeconfig, running.context)
+            addons.apply(kube, spec)
+            _ready(kube, len(running.nodes))
+            node_images.load(docker, chosen, ours)
+            say(f"{chosen}: runs already")
+            return running
 
 
-def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | None) -> Cluster | None:
+def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | None, *, image: str) -> Cluster | None:
     """Return the cluster of that name with its nodes started; None when there is none, its remains cleared away.
 
-    An orphan goes over to `owner`; a cluster that is kept, or whose owner lives, stays what it is.
+    An orphan goes over to `owner` if it is what the spec asks for, else it is remains; a cluster that is kept, or whose
+    owner lives, stays what it is.
     """
     found = containers.survey(docker, name)
     known = record.find(name)
     if known is not None and known.provider != "kind":
         raise UsageError("is an existing cluster, taken by that name", where=name, fix=f"sandbox down {name}")
     containers.refuse_strangers(found, name)
-    present = {str(each.id) for each in found.containers}
-    if known is None or record.creating(name) or not all(node.container in present for node in known.nodes):
+    orphan = known is not None and known.owner is not None and not known.owner.alive()
+    why = ""
+    if known is None or record.creating(name):
+        why = "an earlier create did not end"
+    elif not {node.container for node in known.nodes} <= {str(each.id) for each in found.containers}:
+        why = "its nodes are gone"
+    elif orphan and (known.shape, known.image) != (record.shape(spec), image):
+        why = "the process it belonged to is gone, and it is not what is asked for now"
+    if known is None or why:
         if known is not None or not found.empty or record.home(name).exists():
-            why = "an earlier create did not end" if known is None or record.creating(name) else "its nodes are gone"
             say(f"{name}: {why}; what is left of it is removed")
             record.end_creation(name)
             containers.remove(docker, name)
@@ -109,13 +118,12 @@ def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | 
         raise UsageError(
             "runs with another shape than its spec now says", where=name, fix=f"sandbox down {name}, or another --name"
         )
-    image = images.ensure(["node"])["node"].ref
     if known.image != image:
         raise UsageError(
             f"runs on node image {known.image}; it would now be {image}", where=name, fix=f"sandbox down {name}"
         )
-    nodes.start_all(docker, name)
-    orphan = known.owner is not None and not known.owner.alive()
+    begun = time.time()
+    woken = nodes.start_all(docker, name)
     current = replace(
         known,
         nodes=tuple(containers.node(each) for each in containers.nodes(docker, name)),
@@ -125,22 +133,30 @@ def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | 
     wait_for(lambda: _answers(kube), within=_READY_SECONDS, what=f"the API server of {name}")
     prove_ours(current)
     record.save(current)
+    if woken:  # until then the API server tells of the nodes as they were before they stopped
+        wait_for(renewed(kube, current.node_names, since=begun), within=_READY_SECONDS, what="word from every kubelet")
     return current
 
 
 def _create(
-    docker: DockerClient, spec: ClusterSpec, name: str, wanted: Sequence[str], owner: Owner | None, *, cgroup: str
+    docker: DockerClient,
+    spec: ClusterSpec,
+    name: str,
+    owner: Owner | None,
+    *,
+    binary: Path,
+    image: str,
+    load: Sequence[str],
+    cgroup: str,
 ) -> Cluster:
     """Make the cluster; on failure keep the logs and remove it."""
-    binary = images.tool("kind")
-    image = images.ensure(["node"])["node"].ref
     run = uuid.uuid4().hex[:12]
     record.mark_creating(name, run)
     log = record.home(name) / "create.log"
     try:
         containers.make_network(docker, name, run, ipv6=config.ipv6(spec))
         kubeconfig = record.home(name) / "kubeconfig"
-        with _loading(docker, spec, name, wanted), step(f"{name}: create {len(spec.nodes)} node(s) with kind"):
+        with _loading(docker, spec, name, load), step(f"{name}: create {len(spec.nodes)} node(s) with kind"):
             kind.create(
                 binary,
                 name,
@@ -150,13 +166,20 @@ def _create(
                 log=log,
                 started=lambda pid: record.mark_creating(name, run, kind=pid),
             )
+            require_reach(name, containers.node(containers.nodes(docker, name)[0]).address)
         made = _describe(docker, name, kubeconfig, run=run, shape=record.shape(spec), image=image, owner=owner)
         kube = Kube.connect(made.kubeconfig, made.context)
         addons.apply(kube, spec)
         _ready(kube, len(made.nodes))
-    except (SandboxError, DockerException, RequestException) as cause:
+    except OutOfReach:  # nothing is wrong with the cluster: its logs would say nothing
+        _remove(docker, name)
+        raise
+    except Exception as cause:
         error = failure.explain(docker, binary, name, log, cause)
         _remove(docker, name)
+        if not isinstance(cause, (SandboxError, *containers.ENGINE_ERRORS)):  # a mistake of ours, to be seen as one
+            say(str(error))
+            raise
         raise error from cause
     except BaseException:
         say(f"{name}: interrupted; it is removed")
@@ -167,19 +190,16 @@ def _create(
 
 
 @contextmanager
-def _loading(docker: DockerClient, spec: ClusterSpec, name: str, wanted: Sequence[str]) -> Iterator[None]:
+def _loading(docker: DockerClient, spec: ClusterSpec, name: str, refs: Sequence[str]) -> Iterator[None]:
     """Load the images beside what happens inside; both must succeed."""
-    if not wanted:
+    if not refs:
         yield
         return
     abandoned = threading.Event()
-
-    def work() -> None:
-        refs = [image.ref for image in images.ensure(wanted).values()]
-        node_images.load_while_creating(docker, name, refs, count=len(spec.nodes), abandoned=abandoned)
-
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as pool:
-        loading = pool.submit(work)
+        loading = pool.submit(
+            node_images.load_while_creating, docker, name, refs, count=len(spec.nodes), abandoned=abandoned
+        )
         try:
             yield
         except BaseException:
@@ -223,8 +243,9 @@ def _answers(kube: Kube) -> Seen[None]:
 def _remove(docker: DockerClient, name: str) -> None:
     """Clear away a failed create. What cannot be removed is said; the next command tries again."""
     try:
-        containers.remove(docker, name)
-    except ClusterError as error:
+        with containers.engine_errors(name):
+            containers.remove(docker, name)
+    except EnvironmentMissing as error:
         say(str(error))
         return
     record.forget(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import Any
 
@@ -52,13 +53,13 @@ def _patches(cgroup: str) -> list[dict[str, Any]]:
 def check_ports(spec: ClusterSpec) -> None:
     """Raise EnvironmentMissing naming every host port of the configuration that is taken, before anything is made."""
     wanted = [
-        (mapping.get("listenAddress", "0.0.0.0"), int(mapping.get("hostPort", 0)))  # noqa: S104 - kind's own default
+        (mapping.get("listenAddress") or "0.0.0.0", int(mapping.get("hostPort") or 0))  # noqa: S104 - kind's own default
         for node in spec.nodes
         for mapping in node.get("extraPortMappings") or []
-        if str(mapping.get("protocol", "TCP")).upper() == "TCP"
+        if str(mapping.get("protocol") or "TCP").upper() == "TCP"
     ]
     networking = spec.kind_config.get("networking") or {}
-    wanted.append((networking.get("apiServerAddress", "127.0.0.1"), int(networking.get("apiServerPort", 0))))
+    wanted.append((networking.get("apiServerAddress") or "127.0.0.1", int(networking.get("apiServerPort") or 0)))
     taken = [f"{address}:{port}" for address, port in wanted if port > 0 and not _free(address, port)]
     if taken:
         ports = ", ".join(each.rsplit(":", 1)[1] for each in taken)
@@ -70,13 +71,14 @@ def check_ports(spec: ClusterSpec) -> None:
 
 
 def _free(address: str, port: int) -> bool:
+    """Tell whether nothing listens there. That we may not listen there ourselves says nothing: the engine may."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE
     return True
 
 

@@ -7,17 +7,20 @@ its own, labelled with the run and with the state folder it belongs to.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from docker.errors import APIError, NotFound
+from docker.errors import APIError, DockerException, NotFound
 from docker.types import IPAMConfig, IPAMPool
+from requests.exceptions import RequestException
 
 from sandbox import paths
 from sandbox.cluster.freezer import thaw
 from sandbox.cluster.record import Node
-from sandbox.errors import ClusterError, DeadlineExceeded
+from sandbox.errors import ClusterError, DeadlineExceeded, EnvironmentMissing
 from sandbox.kube.wait import Seen, wait_for
 from sandbox.progress import say
 
@@ -33,6 +36,8 @@ KIND_LABEL = "io.x-k8s.kind.cluster"
 ROLE_LABEL = "io.x-k8s.kind.role"
 _MTU = "com.docker.network.driver.mtu"
 _REMOVE_SECONDS = 60.0
+# what the engine, or the way to it, gives for an answer when it does not do what it was asked
+ENGINE_ERRORS = (DockerException, RequestException, ConnectionError)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,32 @@ class Found:
     @property
     def empty(self) -> bool:
         return not self.containers and not self.networks
+
+
+@contextmanager
+def engine_errors(where: str = "") -> Iterator[None]:
+    """Make of the engine's refusals and silences what a person can act on.
+
+    Args:
+        where: the cluster or node it is about.
+
+    Raises:
+        ClusterError: the engine refused; `details` are its words.
+        EnvironmentMissing: it does not answer, or no longer.
+    """
+    try:
+        yield
+    except APIError as error:
+        raise ClusterError(
+            "the engine refused",
+            where=where,
+            fix="run the same command again; if it persists: sandbox doctor",
+            details=[str(error.explanation or error)],
+        ) from error
+    except ENGINE_ERRORS as error:
+        raise EnvironmentMissing(
+            "the container engine does not answer", where=where, fix="sandbox doctor", details=[str(error)]
+        ) from error
 
 
 def network_name(cluster: str) -> str:
@@ -152,8 +183,10 @@ def remove(client: DockerClient, cluster: str) -> list[str]:
         now = survey(client, cluster)
         with ThreadPoolExecutor(max_workers=max(1, len(now.containers))) as pool:
             troubles.extend(filter(None, pool.map(_remove_container, now.containers)))
-        troubles.extend(filter(None, (_remove_network(network) for network in now.networks)))
         left = survey(client, cluster)
+        if not left.containers:  # one that outlived its network would be taken for somebody else's
+            troubles.extend(filter(None, (_remove_network(network) for network in left.networks)))
+            left = survey(client, cluster)
         names = [str(each.name) for each in left.containers] + [str(each.name) for each in left.networks]
         names += [f"volume {name}" for name in volumes if _volume_left(client, name)]
         return Seen(not names, None, "\n".join([f"left: {', '.join(names)}", *troubles]))
@@ -188,10 +221,11 @@ def nodes(client: DockerClient, cluster: str) -> tuple[Container, ...]:
 
 def run(container: Container, command: list[str]) -> tuple[int, str]:
     """Run a command in a node container; its exit code (-1: the engine refused) and its output, both streams."""
-    try:
-        code, output = container.exec_run(command)
-    except APIError as error:  # stopped or gone meanwhile
-        return -1, str(error.explanation)
+    with engine_errors(str(container.name)):
+        try:
+            code, output = container.exec_run(command)
+        except APIError as error:  # stopped or gone meanwhile
+            return -1, str(error.explanation)
     text = output if isinstance(output, bytes) else b"".join(output)
     return int(code or 0), text.decode(errors="replace")
 

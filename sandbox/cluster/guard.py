@@ -54,8 +54,8 @@ def _address_problems(server: str) -> list[str]:
 
 
 def container_problems(cluster: Cluster) -> list[str]:
-    engine = client()
-    found = containers.survey(engine, cluster.name)
+    with containers.engine_errors(cluster.name):
+        found = containers.survey(client(), cluster.name)
     present = {str(each.id) for each in found.containers}
     gone = [node.name for node in cluster.nodes if node.container not in present]
     runs = {network.attrs["Labels"].get(containers.RUN_LABEL) for network in found.networks}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sandbox.cluster import containers, record
-from sandbox.errors import ClusterError
+from sandbox.errors import ClusterError, SandboxError
 from sandbox.host.engine import client, look
 from sandbox.progress import say
 
@@ -27,13 +27,15 @@ def reap(*, besides: str = "") -> list[str]:
     """
     if look().state != "running":
         return []
-    docker = client()
+    with containers.engine_errors():
+        docker = client()
+        found = {*record.names(), *containers.ours_in_engine(docker)}
     reaped = []
-    for name in sorted({*record.names(), *containers.ours_in_engine(docker)} - {besides}):
+    for name in sorted(found - {besides}):
         try:
             if leftover(name) and _remove(docker, name):
                 reaped.append(name)
-        except ClusterError as error:
+        except SandboxError as error:
             say(f"leftover {name}: {error.what}")
     return reaped
 
@@ -48,7 +50,7 @@ def leftover(name: str) -> bool:
 def _remove(docker: DockerClient, name: str) -> bool:
     """Remove it unless a command holds it, or it has changed since it was looked at."""
     try:
-        with record.locked(name, wait=False):
+        with record.locked(name, wait=False), containers.engine_errors(name):
             if not leftover(name):
                 return False
             say(f"{name}: left by a command that was killed; removed")

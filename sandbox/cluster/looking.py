@@ -13,6 +13,8 @@ from sandbox.host.engine import client, look
 from sandbox.kube import Kube
 from sandbox.kube.conditions import is_ready
 
+State = Literal["ready", "degraded", "stopped", "unreachable", "half-made", "busy", "gone"]
+
 
 @dataclass(frozen=True)
 class NodeStatus:
@@ -31,11 +33,11 @@ class Status:
 
     `ready`: it answers, is the recorded one, and all nodes are Ready. `degraded`: it answers, and `problems` says what
     is wrong. `stopped`: no node runs. `unreachable`: nodes run, the API server does not answer. `half-made`: a create
-    that never ended. `gone`: recorded, and not there.
+    that never ended. `busy`: one that is under way, or being cleared. `gone`: recorded, and not there.
     """
 
     name: str
-    state: Literal["ready", "degraded", "stopped", "unreachable", "half-made", "gone"]
+    state: State
     provider: str
     server: str
     version: str
@@ -48,6 +50,8 @@ class Status:
 def status(name: str) -> Status:
     """Look at one cluster. Raises UsageError when there is no such cluster."""
     if record.creating(name):
+        if record.busy(name):
+            return Status(name, "busy", "kind", "", "", "", 0.0, (), ("a command is making it, or clearing it away",))
         return Status(name, "half-made", "kind", "", "", "", 0.0, (), ("a create began and never ended",))
     return _of(record.get(name))
 
@@ -67,7 +71,8 @@ def current(name: str) -> Cluster:
     known = record.get(name)
     if known.provider == "existing":
         return known
-    return replace(known, nodes=tuple(containers.node(each) for each in containers.nodes(client(), name)))
+    with containers.engine_errors(name):
+        return replace(known, nodes=tuple(containers.node(each) for each in containers.nodes(client(), name)))
 
 
 def _of(known: Cluster) -> Status:
@@ -75,7 +80,7 @@ def _of(known: Cluster) -> Status:
     running = [state for state in machines.values() if state == "running"]
     server, version, ready, problems = "", "", set[str](), list[str]()
     problems += [f"{node} is {state}" for node, state in machines.items() if state != "running"]
-    state: Literal["ready", "degraded", "stopped", "unreachable", "half-made", "gone"]
+    state: State
     if known.provider == "kind" and not running:
         state = "gone" if all(each == "gone" for each in machines.values()) else "stopped"
     else:

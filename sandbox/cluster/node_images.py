@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
 
 from sandbox.cluster import containers
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _CTR = ("ctr", "--namespace", "k8s.io", "images")
 _CHUNK = 1 << 20
 _CONTAINERD_SECONDS = 180.0
+_STREAM_SECONDS = 600.0
 
 
 def load(client: DockerClient, cluster: str, refs: Sequence[str]) -> dict[str, list[str]]:
@@ -91,7 +92,12 @@ def _answers(node: Container) -> bool:
 
 
 def _stream(refs: Sequence[str], nodes: Sequence[Container]) -> None:
-    """Copy one `docker save` into every node's `ctr import`, chunk by chunk, without a temporary file."""
+    """Copy one `docker save` into every node's `ctr import`, chunk by chunk, without a temporary file.
+
+    Raises:
+        EnvironmentMissing: the engine could not save the images.
+        ClusterError: a node did not take them, or it took longer than ten minutes.
+    """
     docker = ["docker", "--host", engine_url()]
     unpack = [*_CTR, "import", "--all-platforms", "--digests", "-"]
     importers = [
@@ -104,9 +110,21 @@ def _stream(refs: Sequence[str], nodes: Sequence[Container]) -> None:
         for node in nodes
     ]
     source = subprocess.Popen([*docker, "save", *refs], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    processes = (source, *importers)
     try:
-        _pump(source, importers)
-        if source.wait():
+        with _deadline(_STREAM_SECONDS, processes) as late:
+            all_given = _pump(source, importers)
+            if not all_given:  # nobody takes the rest
+                source.kill()
+            for process in processes:
+                process.wait()
+        if late.is_set():
+            raise ClusterError(
+                f"loading images took longer than {_STREAM_SECONDS:.0f} s",
+                where=", ".join(str(node.name) for node in nodes),
+                fix="sandbox doctor; if the machine is well: sandbox down, then sandbox up",
+            )
+        if all_given and source.returncode:
             raise EnvironmentMissing(
                 "the engine could not save the images",
                 where=", ".join(refs),
@@ -114,7 +132,7 @@ def _stream(refs: Sequence[str], nodes: Sequence[Container]) -> None:
                 details=_said(source),
             )
         for node, importer in zip(nodes, importers, strict=True):
-            if importer.wait():
+            if importer.returncode:
                 raise ClusterError(
                     "the node did not take the images",
                     where=str(node.name),
@@ -122,15 +140,38 @@ def _stream(refs: Sequence[str], nodes: Sequence[Container]) -> None:
                     details=_said(importer),
                 )
     finally:
-        for process in (source, *importers):
+        for process in processes:
             if process.poll() is None:
                 process.kill()
                 process.wait()
             _close(process)
 
 
-def _pump(source: subprocess.Popen[bytes], importers: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Write all that `source` gives to each importer. One that broke is left out; its exit code tells why."""
+@contextmanager
+def _deadline(seconds: float, processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[threading.Event]:
+    """Kill the processes when time is out, which ends every read, write and wait on them; the event tells of it."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        for process in processes:
+            process.kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+
+
+def _pump(source: subprocess.Popen[bytes], importers: Sequence[subprocess.Popen[bytes]]) -> bool:
+    """Write all that `source` gives to each importer. One that broke is left out; its exit code tells why.
+
+    Returns:
+        Whether all of it was given to at least one.
+    """
     alive = list(importers)
     while alive and (chunk := _output(source).read(_CHUNK)):
         for importer in tuple(alive):
@@ -144,6 +185,7 @@ def _pump(source: subprocess.Popen[bytes], importers: Sequence[subprocess.Popen[
         if importer.stdin is not None:
             with suppress(BrokenPipeError):
                 importer.stdin.close()
+    return bool(alive)
 
 
 def _output(process: subprocess.Popen[bytes]) -> IO[bytes]:

@@ -1,4 +1,4 @@
-"""What can be done to a node from below: stop, start, kill, pause, restart its container. Each tells what it saw."""
+"""What can be done to a node from below: stop, start, pause, restart its container. Each tells what it saw."""
 
 from __future__ import annotations
 
@@ -42,11 +42,6 @@ def start(cluster: Cluster, node: str) -> NodeChange:
     return _change(cluster, node, lambda container: container.start(), "running")
 
 
-def kill(cluster: Cluster, node: str) -> NodeChange:
-    """End the node at once, as when its power fails."""
-    return _change(cluster, node, lambda container: container.kill(), "exited")
-
-
 def pause(cluster: Cluster, node: str) -> NodeChange:
     """Freeze every process of the node; its connections stay open and silent."""
     return _change(cluster, node, lambda container: container.pause(), "paused")
@@ -64,7 +59,8 @@ def restart(cluster: Cluster, node: str) -> NodeChange:
 
 def states(cluster: Cluster) -> dict[str, str]:
     """Return node name -> the engine's word on its container; `gone` where there is none."""
-    found = {str(each.name): str(each.status) for each in containers.nodes(client(), cluster.name)}
+    with containers.engine_errors(cluster.name):
+        found = {str(each.name): str(each.status) for each in containers.nodes(client(), cluster.name)}
     return {node.name: found.get(node.name, "gone") for node in cluster.nodes}
 
 
@@ -94,12 +90,28 @@ def kill_containers(cluster: Cluster, node: str, ids: Sequence[str]) -> list[str
 
 
 def load_images(cluster: Cluster, refs: Sequence[str]) -> dict[str, list[str]]:
-    """Have images of the engine in every node; see sandbox/cluster/node_images.py."""
-    return node_images.load(client(), cluster.name, refs)
+    """Have images of the engine in every node; see sandbox/cluster/node_images.py.
+
+    Raises:
+        UsageError: there is something to load, and the nodes are somebody else's.
+    """
+    if not refs:
+        return {}
+    if cluster.provider != "kind":
+        raise UsageError(
+            f"nothing can be loaded into the nodes of an existing cluster: {', '.join(refs)}",
+            where=cluster.name,
+            fix="have its nodes pull it: sandbox images push <host:port>, then set SANDBOX_REGISTRY=<host:port>",
+        )
+    with containers.engine_errors(cluster.name):
+        return node_images.load(client(), cluster.name, refs)
 
 
 def start_all(docker: DockerClient, name: str) -> list[str]:
-    """Start or unpause every node that does not run, control planes first; return their names."""
+    """Start or unpause every node that does not run, control planes first; return their names.
+
+    What the API server says of these nodes is then older than their start; `conditions.renewed` tells when it is not.
+    """
     started = []
     for container in containers.nodes(docker, name):
         if container.status == "running":
@@ -117,7 +129,7 @@ def _change(cluster: Cluster, node: str, act: Callable[[Container], None], wante
     """Do it to the recorded container and see that it happened."""
     container = _container(cluster, node)
     before = str(container.status)
-    try:
+    with containers.engine_errors(node):
         try:
             act(container)
         except APIError:
@@ -125,8 +137,6 @@ def _change(cluster: Cluster, node: str, act: Callable[[Container], None], wante
                 raise
             act(container)  # what kept it from ending is thawed now
         container.reload()
-    except APIError as error:
-        raise ClusterError("the engine refused", where=node, details=[str(error.explanation)]) from error
     if container.status != wanted:
         raise ClusterError(f"the node is {container.status}, not {wanted}", where=node)
     return NodeChange(node, before, str(container.status), containers.node(container).address)
@@ -138,9 +148,8 @@ def _container(cluster: Cluster, node: str) -> Container:
         raise UsageError(
             "is no node whose machine is in our hands", where=node, fix=f"one of: {', '.join(recorded) or 'none'}"
         )
-    try:
-        return client().containers.get(recorded[node])
-    except NotFound as error:
-        raise ClusterError("the node's container is gone", where=node, fix=f"sandbox up {cluster.name}") from error
-    except APIError as error:
-        raise ClusterError("the engine refused", where=node, details=[str(error.explanation)]) from error
+    with containers.engine_errors(node):
+        try:
+            return client().containers.get(recorded[node])
+        except NotFound as error:
+            raise ClusterError("the node's container is gone", where=node, fix=f"sandbox up {cluster.name}") from error

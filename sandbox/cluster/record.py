@@ -1,7 +1,8 @@
 """What is known of a cluster: the value others use, and its record in the state folder.
 
 `<state>/clusters/<name>/` holds `record.json` (the cluster as it came up), `kubeconfig` (0600), `creating.json`
-(while a create is under way) and `create.log`. `<state>/clusters/<name>.lock` is held while a command works on it.
+(while a create is under way) and `create.log`. `<state>/clusters/<name>.lock` is held while a command works on it,
+`<name>.run.lock` while a run uses it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,9 +23,12 @@ from filelock import FileLock, Timeout
 
 from sandbox import paths
 from sandbox.errors import ClusterError, UsageError
+from sandbox.progress import say
 from sandbox.spec.cluster import ClusterSpec
 
-_LOCK_SECONDS = 600.0  # a cold create with workers on a slow machine
+# the engine's host names are cut at 63 characters, and nodes are called <name>-control-plane2
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+_LOCK_SECONDS = 600.0  # a create with workers on a slow machine
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Owner:
-    """A process; its start time tells it from a later one of the same pid."""
+    """A process; its start time tells it from a later one of the same pid.
+
+    Attributes:
+        pid: as the machine counts.
+        started: seconds from the machine's boot to its start. Not since the epoch: psutil reckons that from the boot
+            time, and the kernel moves the boot time with every step of the clock, so that a living process would look
+            like another one. The difference of the two stays.
+    """
 
     pid: int
     started: float
@@ -58,14 +70,14 @@ class Owner:
     @classmethod
     def of(cls, pid: int) -> Owner:
         """That process, which runs now."""
-        return cls(pid, psutil.Process(pid).create_time())
+        boot = psutil.boot_time()  # first: some versions of psutil keep it for create_time()
+        return cls(pid, round(psutil.Process(pid).create_time() - boot, 2))
 
     def alive(self) -> bool:
         """Tell whether it still runs."""
         try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 1.0
-            return same and process.status() != psutil.STATUS_ZOMBIE
+            same = abs(Owner.of(self.pid).started - self.started) < 1.0
+            return same and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
@@ -122,14 +134,23 @@ def root() -> Path:
     return folder
 
 
+def check_name(name: str) -> None:
+    """Raise UsageError unless it may name a cluster: it becomes a folder, which `down` deletes, and a host name."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            "is no name for a cluster", where=name, fix="up to 40 small letters, digits and hyphens, such as trio-2"
+        )
+
+
 def home(name: str) -> Path:
-    """Return one cluster's folder; it may not exist."""
+    """Return one cluster's folder; it may not exist. Raises UsageError when that is no name of a cluster."""
+    check_name(name)
     return root() / name
 
 
 def names() -> list[str]:
     """Name every cluster that has a folder, half-made ones too."""
-    return sorted(folder.name for folder in root().iterdir() if folder.is_dir())
+    return sorted(folder.name for folder in root().iterdir() if folder.is_dir() and _NAME.fullmatch(folder.name))
 
 
 @contextmanager
@@ -137,16 +158,56 @@ def locked(name: str, *, wait: bool = True) -> Iterator[None]:
     """Hold the cluster for one command at a time. The lock goes with the process, however it ends.
 
     Raises:
+        UsageError: that is no name of a cluster.
         ClusterError: another command holds it and `wait` is false, or held it for ten minutes.
     """
-    lock = FileLock(root() / f"{name}.lock", timeout=_LOCK_SECONDS if wait else 0)
+    if wait and busy(name):
+        say(f"{name}: wait for another command that works on it, at most {_LOCK_SECONDS:.0f} s")
+    fix = f"wait for it, or look: fuser {_lock_file(name)}"
+    with _held(_lock_file(name), _LOCK_SECONDS if wait else 0, "another command works on this cluster", name, fix):
+        yield
+
+
+@contextmanager
+def lease(name: str) -> Iterator[None]:
+    """Hold the cluster for one run, which deploys to it and clears it; does not wait, and is not reentrant.
+
+    Commands that make, look at or remove the cluster are not kept out. The lease goes with the process.
+
+    Raises:
+        UsageError: that is no name of a cluster.
+        ClusterError: another run holds it.
+    """
+    fix = "wait for it, or give another --cluster-name"
+    with _held(_lock_file(name, ".run.lock"), 0, "another run uses this cluster", name, fix):
+        yield
+
+
+def busy(name: str) -> bool:
+    """Tell whether a command works on the cluster right now."""
     try:
-        with lock:
-            yield
+        with FileLock(_lock_file(name), timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _lock_file(name: str, suffix: str = ".lock") -> Path:
+    check_name(name)
+    return root() / f"{name}{suffix}"
+
+
+@contextmanager
+def _held(file: Path, seconds: float, refusal: str, name: str, fix: str) -> Iterator[None]:
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=seconds)
     except Timeout as error:
-        raise ClusterError(
-            "another command works on this cluster", where=name, fix=f"wait for it, or look: fuser {error.lock_file}"
-        ) from error
+        raise ClusterError(refusal, where=name, fix=fix) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save(cluster: Cluster) -> None:

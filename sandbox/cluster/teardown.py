@@ -15,10 +15,11 @@ def down(name: str) -> list[str]:
         What was removed, as `kind name`; empty when there was nothing, which is no error.
 
     Raises:
+        UsageError: that is no name of a cluster.
         ClusterError: it is not ours, or something is left.
         EnvironmentMissing: the engine does not answer.
     """
-    with record.locked(name):
+    with record.locked(name), containers.engine_errors(name):
         known = _known(name)
         if known == "existing":
             record.forget(name)

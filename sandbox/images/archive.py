@@ -54,11 +54,6 @@ class Built:
     layers: tuple[Layer, ...]
     config: bytes
 
-    @property
-    def image_id(self) -> str:
-        """What engines call the image: the digest of its configuration."""
-        return f"sha256:{hashlib.sha256(self.config).hexdigest()}"
-
 
 def write_layer(entries: Iterable[Entry], path: Path) -> Layer:
     """Write a layer, sorted by name, with every folder on the way, root's own unless said otherwise."""

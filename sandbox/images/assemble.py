@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, as_completed
 from pathlib import Path
 from typing import Any
 
-from sandbox.images import archive, debian, golang, pypi
+from sandbox.images import archive, crew, debian, golang, pypi
 from sandbox.images import recipe as recipes
 from sandbox.images.ingredients import Ingredients
 from sandbox.images.recipe import Recipe
@@ -18,21 +18,26 @@ LABEL = "io.github.ai-k8s-sandbox"
 def prepare(recipe: Recipe) -> None:
     """Make everything slow that the layers are cut from: Debian trees beside compiling, downloads one module ahead.
 
-    Compilers use all CPUs by themselves, so modules are compiled one after the other.
+    The first failure, or an interrupt, ends all of it.
     """
     spec = recipe.spec
-    modules = list(spec.go.values())
-    with ThreadPoolExecutor(max_workers=4) as beside:
-        others: list[Future[Any]] = [beside.submit(debian.build, tree) for tree in spec.debian.values()]
-        others += [beside.submit(pypi.fetch, wheels, recipe.folder) for wheels in spec.wheels.values()]
-        for position, module in enumerate(modules):
-            ahead: list[Future[Any]] = [
-                beside.submit(golang.download, each, recipe.folder) for each in modules[position + 1 : position + 2]
-            ]
-            golang.build(module, recipe.folder)
-            others.extend(ahead)
-        for other in others:
-            other.result()
+    with crew.at_work(4) as beside:
+        jobs: list[Future[Any]] = [
+            beside.submit(_compile, recipe, beside),
+            *(beside.submit(debian.build, tree) for tree in spec.debian.values()),
+            *(beside.submit(pypi.fetch, wheels, recipe.folder) for wheels in spec.wheels.values()),
+        ]
+        for job in as_completed(jobs):
+            job.result()
+
+
+def _compile(recipe: Recipe, beside: Executor) -> None:
+    """Compile the modules one after the other, since compilers use all CPUs by themselves."""
+    modules = list(recipe.spec.go.values())
+    for module, following in zip(modules, [*modules[1:], None], strict=True):
+        if following:
+            beside.submit(golang.download, following, recipe.folder)
+        golang.build(module, recipe.folder)
 
 
 def cut(recipe: Recipe, layers: Sequence[recipes.Layer], scratch: Path, into: Ingredients) -> list[archive.Layer]:
@@ -68,8 +73,9 @@ def _cut(recipe: Recipe, layer: recipes.Layer, target: Path, into: Ingredients) 
             into.add(pypi.unpacked(folder))
             entries = archive.folder_entries(folder / "files", layer.into, only=layer.only)
         case recipes.ModuleFilesLayer():
-            source = golang.module_files(spec.go[layer.module_files], recipe.folder, layer.of) / layer.folder
-            entries = archive.folder_entries(source, layer.into, only=layer.only)
+            source, item = golang.module_files(spec.go[layer.module_files], recipe.folder, layer.of)
+            into.add([item])
+            entries = archive.folder_entries(source / layer.folder, layer.into, only=layer.only)
         case recipes.FilesLayer():
             entries = archive.folder_entries(recipe.folder / layer.files, layer.into)
             if layer.into == "/":  # no recipe can hold an empty folder, and every program wants this one

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from sandbox import paths
 from sandbox.errors import EnvironmentMissing
-from sandbox.images import archive, assemble, debian, engine, sbom
+from sandbox.host import look
+from sandbox.host.checks import check_disk
+from sandbox.images import archive, assemble, debian, engine, golang, sbom, store
 from sandbox.images.ingredients import Ingredients
 from sandbox.images.recipe import Recipe
 from sandbox.progress import step
 
-# what compiling and assembling take at their height, measured for the node image
+# what compiling takes at its height, measured for the node image
 _NEEDED = 16 << 30
 
 
@@ -21,13 +22,14 @@ def build(recipe: Recipe) -> engine.Image:
     """Build an image. What was compiled or installed before, by any checkout, is taken from the cache.
 
     Raises:
-        ImageUnavailable: a package cannot be had or does not build.
+        ImageUnavailable: a package cannot be had or does not build, or the engine or a disk gave up.
         EnvironmentMissing: something that building needs is missing here.
     """
-    _check(recipe)
-    assemble.prepare(recipe)
-    with step(f"put {recipe.name} together"), _scratch() as folder:
-        return _assembled(recipe, Path(folder))
+    with engine.explained(f"{recipe.name} could not be built", where=str(recipe.folder / "image.yaml")):
+        _check(recipe)
+        assemble.prepare(recipe)
+        with step(f"put {recipe.name} together"), store.scratch(f"image-{recipe.name}") as folder:
+            return _assembled(recipe, folder)
 
 
 def _assembled(recipe: Recipe, folder: Path) -> engine.Image:
@@ -46,10 +48,12 @@ def _assembled(recipe: Recipe, folder: Path) -> engine.Image:
     archive.write_archive([archive.image(name, layers, spec.config, labels)], folder / "image.tar")
     engine.load(folder / "image.tar")
     if inner and spec.finish:
-        (folder / "image.tar").unlink()
-        archive.write_archive(archive.compressed(inner), folder / "contained.tar")
-        engine.finish_node(name, folder / "contained.tar", spec.finish, recipe.ref)
-        engine.untag(name)
+        try:
+            (folder / "image.tar").unlink()
+            archive.write_archive(archive.compressed(inner), folder / "contained.tar")
+            engine.finish_node(name, folder / "contained.tar", spec.finish, recipe.ref)
+        finally:
+            engine.untag(name)
     sbom.write(recipe, document)
     image = engine.find(recipe.name, recipe.ref, "built")
     if image is None:
@@ -64,15 +68,18 @@ def _check(recipe: Recipe) -> None:
     for tree in recipe.spec.debian.values():
         if not debian.present(tree):
             debian.require(tree)
-    free = shutil.disk_usage(paths.cache_dir()).free
-    if recipe.spec.contains and free < _NEEDED:
+    if not recipe.spec.contains:  # small beside a node image
+        return
+    full = [check for check in check_disk(look()) if check.state == "missing"]
+    if full:
         raise EnvironmentMissing(
-            f"{free >> 30} GiB free in {paths.cache_dir()}, building {recipe.name} takes up to {_NEEDED >> 30} GiB",
+            f"there is no room to put {recipe.name} together",
+            details=[f"{check.name}: {check.seen}" for check in full],
+            fix="; ".join(check.fix for check in full),
+        )
+    free = shutil.disk_usage(paths.cache_dir()).free
+    if free < _NEEDED and not all(golang.present(module, recipe.folder) for module in recipe.spec.go.values()):
+        raise EnvironmentMissing(
+            f"{free >> 30} GiB free in {paths.cache_dir()}, compiling {recipe.name} takes up to {_NEEDED >> 30} GiB",
             fix="free some, or name a roomier folder: SANDBOX_CACHE_DIR=<folder>",
         )
-
-
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    root = paths.cache_dir() / "scratch"
-    root.mkdir(exist_ok=True)
-    return tempfile.TemporaryDirectory(dir=root)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import tarfile
 import uuid
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docker.errors import DockerException, ImageNotFound
-from requests.exceptions import RequestException
+from docker.errors import ImageNotFound
 
 from sandbox.errors import EnvironmentMissing, ImageUnavailable
+from sandbox.host import registries
 from sandbox.host.engine import client
-from sandbox.images import apt, registry
+from sandbox.images import apt, crew, engine, registry, store
 from sandbox.images.recipe import architecture
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ _MOUNTED = ("dev", "proc", "sys")
 def bases(suite: str) -> list[str]:
     """The names under which Debian's image may be had, best first: what SANDBOX_REGISTRY names, then Docker Hub."""
     image = f"debian:{suite}-slim"
-    mirror = os.environ.get(registry.MIRROR, "").rstrip("/")
+    mirror = registries.mirror()
     return [*([f"{mirror}/{image}", f"{mirror}/library/{image}"] if mirror else []), f"docker.io/library/{image}"]
 
 
@@ -54,7 +53,7 @@ def trouble(suite: str) -> list[str]:
     _same_architecture(docker)
     if _present(docker, suite):
         return []
-    reasons = {host: registry.unreachable(host) for host in dict.fromkeys(map(_host, bases(suite)))}
+    reasons = {host: registries.unreachable(host) for host in dict.fromkeys(map(registries.host, bases(suite)))}
     return [] if "" in reasons.values() else [f"{host}: {reason}" for host, reason in reasons.items()]
 
 
@@ -66,16 +65,13 @@ def make(suite: str, packages: Sequence[str], target: Path) -> None:
         ImageUnavailable: Debian's image or a package cannot be had, or the engine failed; says what it said.
     """
     docker = client(timeout=_STEP + 60)
-    _same_architecture(docker)
-    base = _present(docker, suite) or _pulled(docker, suite)
     raw = target.with_name("export.tar")
     try:
-        _fill(docker, base, suite, packages, raw)
-        _rewrite(raw, target)
-    except (DockerException, RequestException) as error:
-        raise ImageUnavailable(
-            f"the engine failed to make a Debian tree: {error}", where=f"debian:{suite}-slim", fix="sandbox doctor"
-        ) from error
+        with engine.explained("the engine failed to make a Debian tree", where=f"debian:{suite}-slim"):
+            _same_architecture(docker)
+            base = _present(docker, suite) or _pulled(docker, suite)
+            _fill(docker, base, suite, packages, raw)
+            _rewrite(raw, target)
     finally:
         raw.unlink(missing_ok=True)
 
@@ -101,13 +97,13 @@ def _present(docker: DockerClient, suite: str) -> str:
 def _pulled(docker: DockerClient, suite: str) -> str:
     reasons: list[str] = []
     for ref in bases(suite):
-        if silent := registry.unreachable(_host(ref)):
+        if silent := registries.unreachable(registries.host(ref)):
             reasons.append(f"{ref}: {silent}")
             continue
         try:
             registry.fetch(*ref.rsplit(":", 1), platform=f"linux/{architecture()}")
-        except (DockerException, RequestException, ImageUnavailable) as error:
-            reasons.append(f"{ref}: {registry.reason(error)}")
+        except ImageUnavailable as error:
+            reasons.append(f"{ref}: {error.what}")
             continue
         if _present(docker, suite) == ref:
             return ref
@@ -115,46 +111,45 @@ def _pulled(docker: DockerClient, suite: str) -> str:
     raise ImageUnavailable(
         f"Debian's image for {suite} can be pulled from nowhere",
         details=reasons,
-        fix=f"name a registry that holds debian:{suite}-slim: {registry.MIRROR}=<host:port>",
+        fix=f"name a registry that holds debian:{suite}-slim: {registries.MIRROR}=<host:port>",
     )
-
-
-def _host(ref: str) -> str:
-    return registry.Source(ref, pinned=False).host
 
 
 def _fill(docker: DockerClient, base: str, suite: str, packages: Sequence[str], raw: Path) -> None:
     """Install in a container of `base` and write what it then holds to `raw`; the container is gone afterwards."""
     lent = apt.of_machine(suite)
     name = f"ai-k8s-sandbox-tree-{uuid.uuid4().hex[:12]}"
-    try:
-        container = docker.containers.run(
-            base,
-            [str(_LIFE)],
-            entrypoint="sleep",
-            name=name,
-            user="0",
-            working_dir="/",
-            detach=True,
-            auto_remove=True,
-            use_config_proxy=True,
-        )
-        # no service may start in a tree that is only being put together
-        _put(container, {"usr/sbin/policy-rc.d": b"#!/bin/sh\nexit 101\n"} | dict(lent.files if lent else {}))
-        for arguments in (
-            ["update"],
-            ["--yes", "upgrade"],
-            ["--yes", "--no-install-recommends", "install", *packages],
-        ):
-            _execute(container, apt.command(arguments, lent))
-        with raw.open("wb") as out:
-            for chunk in docker.api.export(name):
-                out.write(chunk)
-    finally:
-        with suppress(
-            DockerException, RequestException
-        ):  # nothing may hide why it failed; it removes itself when it ends
+
+    def remove() -> None:
+        with suppress(*engine.FAILURES):  # nothing may hide why it failed; it removes itself when it ends
             docker.containers.get(name).remove(force=True, v=True)
+
+    try:
+        with crew.ending(remove):
+            container = docker.containers.run(
+                base,
+                [str(_LIFE)],
+                entrypoint="sleep",
+                name=name,
+                user="0",
+                working_dir="/",
+                detach=True,
+                auto_remove=True,
+                use_config_proxy=True,
+            )
+            # no service may start in a tree that is only being put together
+            _put(container, {"usr/sbin/policy-rc.d": b"#!/bin/sh\nexit 101\n"} | dict(lent.files if lent else {}))
+            for arguments in (
+                ["update"],
+                ["--yes", "upgrade"],
+                ["--yes", "--no-install-recommends", "install", *packages],
+            ):
+                _execute(container, apt.command(arguments, lent))
+            with raw.open("wb") as out:
+                for chunk in docker.api.export(name):
+                    out.write(chunk)
+    finally:
+        remove()
 
 
 def _put(container: Container, files: dict[str, bytes]) -> None:
@@ -177,13 +172,15 @@ def _execute(container: Container, command: Sequence[str]) -> None:
     if not done.exit_code:
         return
     output = done.output if isinstance(done.output, bytes) else b"".join(done.output)
+    lines = output.decode(errors="replace").splitlines()[-_TAIL:]
+    reach = "check that containers reach Debian's packages (a proxy goes into ~/.docker/config.json)"
     raise ImageUnavailable(
         f"apt-get was not done after {_STEP} s"
         if done.exit_code in _TIMED_OUT
         else f"apt-get failed in a container with exit code {done.exit_code}",
         where=" ".join(command)[:200],
-        details=output.decode(errors="replace").splitlines()[-_TAIL:],
-        fix="check that containers reach Debian's packages (a proxy goes into ~/.docker/config.json)",
+        details=lines,
+        fix=store.remedy("\n".join(lines), reach),
     )
 
 

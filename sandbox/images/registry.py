@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import httpx
-from docker.errors import DockerException
-from requests.exceptions import RequestException
-
 from sandbox.errors import ImageUnavailable
-from sandbox.host.engine import client
-from sandbox.images import engine
+from sandbox.host import registries
+from sandbox.host.engine import client, puller
+from sandbox.host.registries import MIRROR
+from sandbox.images import crew, engine, store
 from sandbox.images.recipe import Recipe
 from sandbox.progress import say, step
 
-MIRROR = "SANDBOX_REGISTRY"
-_ANSWER = 3.0  # seconds until a registry that can be used has answered
 _SILENCE = 30  # seconds in which a healthy pull always says something
 _WHOLE = 900.0  # seconds for one image
-_DOCKER_HUB = "registry-1.docker.io"
-_OK = 200
-_UNAUTHORIZED = 401  # what a healthy public registry says to /v2/ before it hands out tokens
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_PLAIN = "server gave HTTP response to HTTPS client"
 
 
 @dataclass(frozen=True)
@@ -40,15 +30,14 @@ class Source:
     @property
     def host(self) -> str:
         """The registry's host and port."""
-        first = self.ref.split("/")[0]
-        return first if "." in first or ":" in first or first == "localhost" else "docker.io"
+        return registries.host(self.ref)
 
 
 def sources(recipe: Recipe) -> list[Source]:
     """Where an image may come from, best first: the mirror, which has exactly this recipe's image, then upstream."""
     found: list[Source] = []
-    if mirror := os.environ.get(MIRROR):
-        found.append(Source(f"{mirror.rstrip('/')}/{recipe.ref}", pinned=False))
+    if mirror := registries.mirror():
+        found.append(Source(f"{mirror}/{recipe.ref}", pinned=False))
     if upstream := recipe.spec.pull:
         found.append(Source(f"{upstream.ref}@{upstream.digest}", pinned=True))
     return found
@@ -62,18 +51,19 @@ def pull(recipe: Recipe) -> engine.Image:
     """
     reasons: list[str] = []
     for source in sources(recipe):
-        if trouble := unreachable(source.host):
+        if trouble := registries.unreachable(source.host):
             reasons.append(f"{source.host}: {trouble}")
             continue
         try:
-            with step(f"pull {source.ref}"):
+            with step(f"pull {source.ref}"), engine.explained("the engine does not name what it pulled"):
                 return _pulled(recipe, source)
-        except (DockerException, RequestException, ImageUnavailable) as error:
-            reasons.append(f"{source.ref}: {reason(error)}")
+        except ImageUnavailable as error:
+            reasons.append(f"{source.ref}: {error.what}")
+    elsewhere = f"name a registry that holds it: {MIRROR}=<host:port>; or build it: sandbox images build {recipe.name}"
     raise ImageUnavailable(
         f"the image {recipe.name} can be pulled from nowhere",
         details=reasons or [f"no upstream is pinned for it, and {MIRROR} names no mirror"],
-        fix=f"name a registry that holds it: {MIRROR}=<host:port>; or build it: sandbox images build {recipe.name}",
+        fix=store.remedy("\n".join(reasons), elsewhere),
     )
 
 
@@ -83,36 +73,19 @@ def push(image: engine.Image, registry: str) -> str:
     Raises:
         ImageUnavailable: the registry does not take it.
     """
-    target = f"{registry.rstrip('/')}/{image.ref}"
+    target = f"{registry}/{image.ref}"
     repository, _, tag = target.rpartition(":")
     digest = ""
-    with closing(client(timeout=_SILENCE * 4)) as docker, step(f"push {target}"):
+    docker = client(timeout=_SILENCE * 4)
+    with step(f"push {target}"), engine.explained(f"{registry} did not take the image", where=target):
         docker.images.get(image.ref).tag(repository, tag)
         try:
             for event in docker.images.push(repository, tag, stream=True, decode=True):
                 _raise_on_error(event, target)
                 digest = event.get("aux", {}).get("Digest", digest)
-        except (DockerException, RequestException) as error:
-            raise ImageUnavailable(
-                f"{registry} did not take the image: {reason(error)}", where=target, fix="sandbox doctor"
-            ) from error
         finally:
             engine.untag(target)
     return digest
-
-
-@cache
-def unreachable(host: str) -> str:
-    """Why a registry cannot be used, or nothing. Asked once per run, at most a few seconds."""
-    name = _DOCKER_HUB if host == "docker.io" else host
-    scheme = "http" if name.rsplit(":", 1)[0] in _LOOPBACK else "https"
-    try:
-        answer = httpx.get(f"{scheme}://{name}/v2/", timeout=_ANSWER)
-    except httpx.TimeoutException:
-        return f"did not answer within {_ANSWER:.0f} s"
-    except httpx.HTTPError as error:
-        return str(error) or type(error).__name__
-    return "" if answer.status_code in (_OK, _UNAUTHORIZED) else f"answered {answer.status_code} to /v2/"
 
 
 def _pulled(recipe: Recipe, source: Source) -> engine.Image:
@@ -122,9 +95,8 @@ def _pulled(recipe: Recipe, source: Source) -> engine.Image:
     ref = source.ref if source.pinned else recipe.ref
     fetch(repository, tag)
     if not source.pinned:
-        with closing(client()) as docker:
-            own, _, key = recipe.ref.rpartition(":")
-            docker.images.get(source.ref).tag(own, key)
+        own, _, key = recipe.ref.rpartition(":")
+        client().images.get(source.ref).tag(own, key)
         engine.untag(source.ref)
     image = engine.find(recipe.name, ref, "pulled")
     if image is None:
@@ -138,15 +110,22 @@ def fetch(repository: str, tag: str, *, platform: str | None = None) -> None:
     """Have the engine pull one image, whose tag may be a digest; bounded in its silence and as a whole.
 
     Raises:
-        ImageUnavailable: the registry refuses it, or it takes too long.
-        DockerException, RequestException: the engine or the registry stopped talking; `reason` has the words.
+        ImageUnavailable: the registry refuses it, it takes too long, or engine or registry stopped talking.
     """
     deadline = time.monotonic() + _WHOLE
-    with closing(client(timeout=_SILENCE)) as docker:
-        for event in docker.api.pull(repository, tag=tag, stream=True, decode=True, platform=platform):
-            _raise_on_error(event, f"{repository}:{tag}")
-            if time.monotonic() > deadline:
-                raise ImageUnavailable(f"was not there after {_WHOLE:.0f} s", where=f"{repository}:{tag}")
+    ref = f"{repository}:{tag}"
+    try:
+        with closing(puller(_SILENCE)) as api:
+            for event in api.pull(repository, tag=tag, stream=True, decode=True, platform=platform):
+                _raise_on_error(event, ref)
+                crew.check()
+                if time.monotonic() > deadline:
+                    raise ImageUnavailable(f"was not there after {_WHOLE:.0f} s", where=ref)
+    except engine.FAILURES as error:
+        words = engine.said(error)
+        silent = "timed out" in words.lower()
+        what = f"the registry stopped sending: nothing for {_SILENCE} s" if silent else words
+        raise ImageUnavailable(what, where=ref, fix=store.remedy(words, "sandbox doctor")) from error
 
 
 def upstream(recipe: Recipe) -> engine.Image | None:
@@ -158,18 +137,6 @@ def upstream(recipe: Recipe) -> engine.Image | None:
 
 
 def _raise_on_error(event: dict[str, Any], ref: str) -> None:
-    if message := event.get("error"):
-        raise ImageUnavailable(str(message), where=ref)
-
-
-def reason(error: Exception) -> str:
-    """Why a pull or push failed, in the words of who refused it."""
-    if isinstance(error, RequestException) and "timed out" in str(error).lower():
-        return f"the registry stopped sending: nothing for {_SILENCE} s"
-    if isinstance(error, ImageUnavailable):
-        return error.what
-    text = str(error)
-    try:
-        return str(json.loads(text)["message"])
-    except (ValueError, KeyError, TypeError):
-        return text
+    if message := str(event.get("error") or ""):
+        plain = "name that registry in the engine's insecure-registries" if _PLAIN in message else ""
+        raise ImageUnavailable(message, where=ref, fix=plain or store.remedy(message, "sandbox doctor"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -12,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sandbox import paths
+from sandbox import host, paths
 from sandbox.errors import EnvironmentMissing, ImageUnavailable, UsageError
+from sandbox.host import registries
 from sandbox.images import building, debian, engine, golang, recipe, registry, sbom, store
 from sandbox.images.engine import Image
 from sandbox.images.recipe import Recipe
@@ -44,21 +44,29 @@ class Listed:
     licences_unknown: int
 
 
+@engine.explained("the images could not be had")
 def ensure(names: Iterable[str], *, mode: Mode = "auto") -> dict[str, Image]:
-    """Have every named image in the engine; nothing is done for those that are there.
+    """Have every named image in the engine, which is brought up where none runs; what is there is left as it is.
 
     Args:
         names: folders of `clusters/images/`.
         mode: `auto` pulls where a registry answers within seconds, else builds; `pull` and `build` do only that.
 
     Raises:
-        UsageError: there is no image of that name.
+        UsageError: there is no image of that name, its recipe is wrong, or SANDBOX_REGISTRY names no registry.
+        EnvironmentMissing: there is no engine, and it may not be installed or started.
         ImageUnavailable: it can be neither pulled nor built; says why for both.
     """
-    recipes = [recipe.recipe(name) for name in dict.fromkeys(names)]
-    return {each.name: _present(each, mode) or _made(each, mode) for each in recipes}
+    recipes = recipe.recipes(names)
+    registries.mirror()
+    host.prepare()
+    # nodes first: the longest to make, and the likeliest to find that something is missing here
+    in_order = sorted(recipes, key=lambda each: not each.spec.contains)
+    found = {each.name: _present(each, mode) or _made(each, mode) for each in in_order}
+    return {each.name: found[each.name] for each in recipes}
 
 
+@engine.explained("the images could not be built")
 def build(names: Iterable[str] = (), *, fresh: bool = False) -> dict[str, Image]:
     """Build images from packages; all when none is named.
 
@@ -68,8 +76,10 @@ def build(names: Iterable[str] = (), *, fresh: bool = False) -> dict[str, Image]
     """
     chosen = list(names) or recipe.names()
     if fresh:
-        _forget_trees(chosen)
-        return {name: _rebuilt(recipe.recipe(name)) for name in chosen}
+        recipes = recipe.recipes(chosen)
+        host.prepare()
+        _forget_trees(recipes)
+        return {each.name: _rebuilt(each) for each in recipes}
     return ensure(chosen, mode="build")
 
 
@@ -81,10 +91,8 @@ def pull(names: Iterable[str] = ()) -> dict[str, Image]:
 
 def push(target: str, names: Iterable[str] = ()) -> dict[str, str]:
     """Give built images to a registry, for SANDBOX_REGISTRY elsewhere; name -> digest there."""
-    if not target or "://" in target:
-        raise UsageError(f"{target!r} is not a registry", fix="write it as <host:port>[/prefix]")
-    built = build(names)
-    return {name: registry.push(image, target) for name, image in built.items()}
+    target = registries.checked(target)
+    return {name: registry.push(image, target) for name, image in build(names).items()}
 
 
 def mirrored(names: Iterable[str]) -> dict[str, str]:
@@ -93,29 +101,30 @@ def mirrored(names: Iterable[str]) -> dict[str, str]:
     Raises:
         EnvironmentMissing: no mirror is named, and no cluster elsewhere can pull what only this machine has.
     """
-    mirror = os.environ.get(registry.MIRROR, "").rstrip("/")
+    mirror = registries.mirror()
     if not mirror:
         raise EnvironmentMissing(
             "a cluster that is not on this machine cannot pull images that only this machine has",
-            fix=f"sandbox images push <host:port>, then set {registry.MIRROR}=<host:port>, as its nodes reach it",
+            fix=f"sandbox images push <host:port>, then set {registries.MIRROR}=<host:port>, as its nodes reach it",
         )
     return {name: f"{mirror}/{recipe.recipe(name).ref}" for name in dict.fromkeys(names)}
 
 
+@engine.explained("the images could not be listed")
 def list_images() -> list[Listed]:
-    """Every image that can be asked for, and whether the engine has it."""
+    """Every image that can be asked for, and whether the engine has it; without an engine it has none."""
     listed: list[Listed] = []
-    for name in recipe.names():
-        each = recipe.recipe(name)
+    running = host.look().state == "running"
+    for each in recipe.recipes(recipe.names()):
         document = sbom.path(each)
         packages, unknown = sbom.count(document) if document.is_file() else (0, 0)
         listed.append(
             Listed(
-                name=name,
+                name=each.name,
                 description=each.spec.metadata.description,
                 version=each.spec.version,
                 ref=each.ref,
-                image=_present(each, "auto"),
+                image=_present(each, "auto") if running else None,
                 sbom=document if document.is_file() else None,
                 packages=packages,
                 licences_unknown=unknown,
@@ -124,6 +133,7 @@ def list_images() -> list[Listed]:
     return listed
 
 
+@engine.explained("the program could not be built")
 def tool(name: str) -> Path:
     """A program that runs on this machine, built like those in the images: `kind`, `kubectl`.
 
@@ -135,7 +145,7 @@ def tool(name: str) -> Path:
     if (present := shutil.which(name)) and (not version or version in _said([present, "version"])):
         return Path(present)
     each = recipe.recipe(owner)
-    built = golang.build(each.spec.go[module], each.folder).folder / file
+    built = golang.build(each.spec.go[module], each.folder, golang.HOST).folder / file
     return built if file == name else _linked(name, built)
 
 
@@ -149,12 +159,20 @@ def _linked(name: str, program: Path) -> Path:
     return link
 
 
+@engine.explained("not all could be removed")
 def trim() -> int:
-    """Remove what only building needs and building gets again: Go's module and build caches. Bytes freed."""
+    """Remove what building gets again: Go's caches, what killed builds left, images of other recipes. Bytes freed.
+
+    Raises:
+        EnvironmentMissing: something is being built.
+    """
     freed = 0
-    for folder in golang.caches():
-        freed += store.size(folder)
-        store.discard(folder)
+    with store.all_locked():
+        for folder in (*golang.caches(), *store.remains()):
+            freed += store.size(folder)
+            store.discard(folder)
+        if host.look().state == "running":
+            freed += engine.remove_old([each.ref for each in recipe.recipes(recipe.names())])
     return freed
 
 
@@ -195,8 +213,8 @@ def _rebuilt(each: Recipe) -> Image:
         return _recorded(each, building.build(each))
 
 
-def _forget_trees(names: list[str]) -> None:
-    trees = [tree for name in names for tree in recipe.recipe(name).spec.debian.values()]
+def _forget_trees(recipes: list[Recipe]) -> None:
+    trees = [tree for each in recipes for tree in each.spec.debian.values()]
     with ThreadPoolExecutor() as beside:
         list(beside.map(debian.forget, trees))
 
@@ -211,7 +229,7 @@ def _origin(each: Recipe) -> engine.Source:
 def _recorded(each: Recipe, image: Image) -> Image:
     path = _origin_path(each)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"source": image.source, "id": image.id, "ref": image.ref}), encoding="utf-8")
+    path.write_text(json.dumps({"source": image.source}), encoding="utf-8")
     return image
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sandbox.errors import ClusterError
 from sandbox.kube import exec as exec_
@@ -22,14 +21,6 @@ _WATCH_SECONDS = 60
 _SETTLE_SECONDS = 30.0
 _OUTWAIT_SECONDS = 90.0
 _PAGE = "500"
-
-
-@dataclass(frozen=True)
-class Event:
-    """One change seen by `Kube.watch`. ADDED also for what was there at the start."""
-
-    type: Literal["ADDED", "MODIFIED", "DELETED"]
-    object: Object
 
 
 class Kube:
@@ -72,7 +63,7 @@ class Kube:
         """
         return self._transport.request(method, path, body, headers, query=query)
 
-    def apply(self, objects: Sequence[Object], *, dry_run: bool = False) -> Objects:
+    def apply(self, objects: Sequence[Object]) -> Objects:
         """Server-side apply, field manager `ai-k8s-sandbox`, taking over fields that others hold.
 
         Namespaces go first, then CRDs, then the rest in the order given. A new namespace is waited for until pods can
@@ -87,11 +78,10 @@ class Kube:
         rank = {"Namespace": 0, "CustomResourceDefinition": 1}
         done = []
         for thing in sorted(objects, key=lambda each: rank.get(each["kind"], 2)):
-            if thing["kind"] == "Namespace" and not dry_run:
+            if thing["kind"] == "Namespace":
                 self._outwait(thing)
-            done.append(self._apply_one(thing, dry_run=dry_run))
-            if not dry_run:
-                self._settle(thing)
+            done.append(self._apply_one(thing))
+            self._settle(thing)
         return done
 
     def get(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> Object | None:
@@ -171,35 +161,6 @@ class Kube:
         query = Selection(api_version, kind, namespace, label_selector).query()
         _object(self.request("DELETE", path, body, query=query), f"DELETE {path}")
 
-    def watch(
-        self,
-        api_version: str,
-        kind: str,
-        namespace: str | None = None,
-        *,
-        label_selector: str = "",
-        field_selector: str = "",
-        within: float,
-    ) -> Iterator[Event]:
-        """What is there, then every change, for `within` seconds. Goes on by itself after a cut or a 410."""
-        deadline = time.monotonic() + within
-        what = Selection(api_version, kind, namespace, label_selector, field_selector)
-        known: dict[str, Object] = {}
-        version = ""
-        while (left := deadline - time.monotonic()) > 0:
-            if not version:
-                items, version = self.list_at(what)
-                yield from _differences(known, items)
-            try:
-                for change in self._changes(what, version, left):
-                    version = change["object"]["metadata"]["resourceVersion"]
-                    if event := _remember(known, change):
-                        yield event
-            except ApiError as error:
-                if error.status != _GONE:
-                    raise
-                version = ""
-
     def changed(self, what: Selection, *, since: str, within: float) -> bool:
         """Sleep until one of these changes after resource version `since`; False when none did in time."""
         try:
@@ -216,12 +177,11 @@ class Kube:
         command: Sequence[str],
         *,
         container: str | None = None,
-        stdin: str | None = None,
         within: float = 30.0,
     ) -> exec_.ExecResult:
         """Run a command in a container and wait for its end; see sandbox/kube/exec.py for what it raises."""
         path = f"/api/v1/namespaces/{namespace}/pods/{pod}/exec"
-        return exec_.run(self._transport, path, command, container=container, stdin=stdin, within=within)
+        return exec_.run(self._transport, path, command, container=container, within=within)
 
     def logs(
         self, namespace: str, pod: str, *, container: str | None = None, tail: int = 50, previous: bool = False
@@ -232,10 +192,10 @@ class Kube:
         answer = self.request("GET", f"/api/v1/namespaces/{namespace}/pods/{pod}/log", query=query)
         return answer.text if answer.status == _OK else ""
 
-    def token(self, namespace: str, service_account: str, *, seconds: int = 3600, audiences: Sequence[str] = ()) -> str:
+    def token(self, namespace: str, service_account: str, *, seconds: int = 3600) -> str:
         """A fresh token of that service account (TokenRequest), valid for `seconds` (600 at least)."""
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{service_account}/token"
-        spec: Object = {"expirationSeconds": seconds} | ({"audiences": [*audiences]} if audiences else {})
+        spec = {"expirationSeconds": seconds}
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
         return str(_object(self.request("POST", path, body), f"POST {path}")["status"]["token"])
 
@@ -257,10 +217,9 @@ class Kube:
         """The server's version, such as v1.37.2."""
         return str(_object(self.request("GET", "/version"), "GET /version")["gitVersion"])
 
-    def _apply_one(self, thing: Object, *, dry_run: bool) -> Object:
+    def _apply_one(self, thing: Object) -> Object:
         path = self.path(thing)
         query = [("fieldManager", FIELD_MANAGER), ("force", "true")]
-        query += [("dryRun", "All")] if dry_run else []
         # JSON is YAML: the apply content type takes it.
         headers = {"Content-Type": "application/apply-patch+yaml"}
         return _object(self.request("PATCH", path, thing, headers, query), f"apply {label(thing)}")
@@ -332,32 +291,6 @@ def _uid(thing: Object) -> str:
     if thing.get("kind") == "Status":
         return str(thing.get("details", {}).get("uid", ""))
     return str(thing["metadata"].get("uid", ""))
-
-
-def _remember(known: dict[str, Object], change: dict[str, Any]) -> Event | None:
-    """Keep `known` current; None for what is no change to an object."""
-    if change["type"] == "BOOKMARK":
-        return None
-    thing = change["object"]
-    if change["type"] == "DELETED":
-        known.pop(_uid(thing), None)
-    else:
-        known[_uid(thing)] = thing
-    return Event(change["type"], thing)
-
-
-def _differences(known: dict[str, Object], items: list[Object]) -> Iterator[Event]:
-    """What a new list says against what was known: also the deletions nobody told us of."""
-    now = {_uid(item): item for item in items}
-    for uid in [uid for uid in known if uid not in now]:
-        yield Event("DELETED", known.pop(uid))
-    for uid, item in now.items():
-        before = known.get(uid)
-        known[uid] = item
-        if before is None:
-            yield Event("ADDED", item)
-        elif before["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
-            yield Event("MODIFIED", item)
 
 
 def _there(found: Object | None) -> Seen[None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Generic, TypeVar
 
 from sandbox.kube.client import Kube
@@ -92,6 +93,21 @@ def nodes_ready(kube: Kube, count: int) -> Watching[list[Object]]:
     return Watching(kube, Selection("v1", "Node"), judge)
 
 
+def renewed(kube: Kube, names: Sequence[str], *, since: float) -> Watching[None]:
+    """The kubelet of each of these nodes gave a sign of life after `since`, in seconds since the epoch.
+
+    For nodes that were stopped: until then their Ready is the one of before, kept in etcd. The sign is the renewal of
+    the node's Lease, by the node's own clock, which for containers is this machine's.
+    """
+
+    def judge(leases: list[Object]) -> Seen[None]:
+        fresh = {lease["metadata"]["name"] for lease in leases if _seconds(lease["spec"].get("renewTime")) > since}
+        silent = [name for name in names if name not in fresh]
+        return Seen(not silent, None, f"no word yet from {', '.join(silent)}")
+
+    return Watching(kube, Selection("coordination.k8s.io/v1", "Lease", "kube-node-lease"), judge)
+
+
 def is_ready(thing: Object) -> bool:
     """A pod or node whose Ready condition is True."""
     conditions: Sequence[Object] = thing.get("status", {}).get("conditions", [])
@@ -134,6 +150,10 @@ def describe(pod: Object) -> str:
         if each["type"] == "PodScheduled" and each["status"] != "True" and each.get("message")
     ]
     return f"{label(pod)} {status.get('phase', 'unknown')}" + (f" ({'; '.join(reasons)})" if reasons else "")
+
+
+def _seconds(moment: str | None) -> float:
+    return datetime.fromisoformat(moment).timestamp() if moment else 0.0
 
 
 def _state(container: Object) -> str:

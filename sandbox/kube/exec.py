@@ -12,7 +12,7 @@ from sandbox.errors import DeadlineExceeded
 from sandbox.kube.failures import Unreachable, parse
 from sandbox.kube.transport import Transport
 
-_STDIN, _STDOUT, _STDERR, _ERROR, _CLOSE = 0, 1, 2, 3, 255
+_STDOUT, _STDERR, _ERROR = 1, 2, 3
 _V5, _V4 = "v5.channel.k8s.io", "v4.channel.k8s.io"
 
 
@@ -31,7 +31,6 @@ def run(
     command: Sequence[str],
     *,
     container: str | None,
-    stdin: str | None,
     within: float,
 ) -> ExecResult:
     """Run `command` in the pod at `path` and wait for its end.
@@ -43,15 +42,10 @@ def run(
     """
     query = [("command", part) for part in command] + [("stdout", "true"), ("stderr", "true")]
     query += [("container", container)] if container else []
-    query += [("stdin", "true")] if stdin is not None else []
     deadline = time.monotonic() + within
     got: dict[int, bytearray] = {_STDOUT: bytearray(), _STDERR: bytearray(), _ERROR: bytearray()}
     with transport.socket(path, query, [_V5, _V4], within) as link:
         try:
-            if stdin is not None:
-                link.send_binary(bytes([_STDIN]) + stdin.encode())
-                if link.subprotocol == _V5:
-                    link.send_binary(bytes([_CLOSE, _STDIN]))
             _drain(link, got, deadline)
         except websocket.WebSocketTimeoutException as error:
             raise DeadlineExceeded(

@@ -2,7 +2,8 @@
 
 ClusterError
 ├── Unreachable     no answer: refused, timed out, TLS, cut off. Waiters take it for "not yet".
-└── ApiError        an answer that says no: `status` and `reason` are the server's own.
+└── ApiError        an answer that says no: `status` and `reason` are the server's own. Waiters take 429 and 5xx for
+                    "not yet": the server is busy, or in trouble with itself.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ class ApiError(ClusterError):
             HTTPStatus.CONFLICT: "somebody else changed the object at the same time; run the command again",
         }.get(HTTPStatus(status) if status in HTTPStatus._value2member_map_ else HTTPStatus.OK, "")
         super().__init__(f"{status} {self.reason or 'error'}: {self.message}", where=what, fix=fix)
+
+
+def passing(error: Unreachable | ApiError) -> bool:
+    """Whether the same question may soon have another answer: none came, or the server was not up to it."""
+    if isinstance(error, Unreachable):
+        return True
+    return error.status == HTTPStatus.TOO_MANY_REQUESTS or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def parse(text: str) -> Any:

@@ -16,7 +16,6 @@ from sandbox.kube.resources import Object, Objects, Selection
 from sandbox.kube.wait import Seen, wait_for
 from sandbox.spec.guardrail import Guardrail, Neighbour
 from sandbox.spec.loader import load as load_spec
-from sandbox.spec.values import resolved
 
 GUARDRAIL_LABEL = "ai-k8s-sandbox/guardrail"
 _SETTLE_SECONDS = 60.0
@@ -72,19 +71,9 @@ def load(name: str) -> Guardrail:
 def render(
     guardrail: Guardrail, values: Mapping[str, Any], *, images: Mapping[str, str], pod_cidrs: list[str]
 ) -> Objects:
-    """The objects of a guardrail, namespaces first, as they would be applied. Touches nothing.
-
-    Raises:
-        UsageError: values, image names or settings do not fit; lists every problem with a value.
-    """
-    name = guardrail.metadata.name
-    where = f"guardrail {name}"
-    chosen = {**resolved(guardrail.values, values, where=where), "podCIDRs": pod_cidrs}
-    objects = manifests.load(paths.shipped("guardrails") / name / "manifests")
-    objects = manifests.fill(objects, guardrail.set, chosen, where=where)
-    objects = manifests.with_images(objects, images, where=where)
-    for thing in objects:
-        thing["metadata"].setdefault("labels", {}).update({**namespaces.MANAGED_BY, GUARDRAIL_LABEL: name})
+    """The objects of a guardrail, namespaces first; see sandbox/kube/manifests.py for what it raises."""
+    labels = {**namespaces.MANAGED_BY, GUARDRAIL_LABEL: guardrail.metadata.name}
+    objects = manifests.render(guardrail, values, images=images, labels=labels, found={"podCIDRs": pod_cidrs})
     return [namespaces.make(guardrail.platform), *objects]
 
 

@@ -9,9 +9,42 @@ from typing import Any
 
 import yaml
 
+from sandbox import paths
 from sandbox.errors import UsageError
 from sandbox.kube.resources import Object, Objects, label
-from sandbox.spec.values import Setting
+from sandbox.spec.guardrail import Guardrail
+from sandbox.spec.stack import Stack
+from sandbox.spec.values import Setting, resolved
+
+
+def render(
+    spec: Stack | Guardrail,
+    values: Mapping[str, Any],
+    *,
+    images: Mapping[str, str],
+    labels: Mapping[str, str],
+    found: Mapping[str, Any] | None = None,
+) -> Objects:
+    """The objects beside a stack.yaml or guardrail.yaml, as they would be applied. Touches nothing.
+
+    Args:
+        spec: whose manifests.
+        values: as the user gave them.
+        images: name of clusters/images/ -> reference the nodes can run.
+        labels: added to every object's.
+        found: values nobody gives, which the cluster itself says.
+
+    Raises:
+        UsageError: values, image names or settings do not fit; lists every problem with a value.
+    """
+    kind, name = spec.kind.lower(), spec.metadata.name
+    where = f"{kind} {name}"
+    chosen = {**resolved(spec.values, values, where=where), **(found or {})}
+    objects = load(paths.shipped(f"{kind}s") / name / "manifests")
+    objects = with_images(fill(objects, spec.set, chosen, where=where), images, where=where)
+    for thing in objects:
+        thing["metadata"].setdefault("labels", {}).update(labels)
+    return objects
 
 
 def load(folder: Path) -> Objects:

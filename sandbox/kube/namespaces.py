@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from sandbox.errors import ClusterError, DeadlineExceeded
 from sandbox.kube.client import Kube
 from sandbox.kube.conditions import gone
-from sandbox.kube.resources import Object, Objects
+from sandbox.kube.resources import Object, Objects, label
 from sandbox.kube.wait import wait_for
 
 MANAGED_BY = {"app.kubernetes.io/managed-by": "ai-k8s-sandbox"}
+_RBAC = "rbac.authorization.k8s.io/v1"
 _LINGER_SECONDS = 4.0
 _POD_SECURITY = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
 
@@ -66,6 +67,27 @@ def remove(kube: Kube, names: Iterable[str], *, within: float = 90.0) -> None:
         except DeadlineExceeded:
             kube.delete_all("v1", "Pod", name, grace=0)
     kube.delete(found, within=max(1.0, begun + within - time.monotonic()))
+
+
+def clear(kube: Kube, *, within: float = 90.0) -> list[str]:
+    """Remove what earlier runs left: every namespace of ours, and the cluster's roles and role bindings with our label.
+
+    For a run that has the cluster to itself: what another one uses at this moment would go too.
+
+    Returns:
+        What was removed, such as `Namespace inference`; empty when there was nothing.
+
+    Raises:
+        DeadlineExceeded: something is still there; names what holds it.
+    """
+    ours = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
+    rights = [
+        thing for kind in ("ClusterRole", "ClusterRoleBinding") for thing in kube.list(_RBAC, kind, label_selector=ours)
+    ]
+    spaces = kube.list("v1", "Namespace", label_selector=ours)
+    kube.delete(rights, within=within)
+    remove(kube, [space["metadata"]["name"] for space in spaces], within=within)
+    return [label(thing) for thing in [*rights, *spaces]]
 
 
 def _ours(kube: Kube, names: Iterable[str]) -> Objects:

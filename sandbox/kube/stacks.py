@@ -33,26 +33,16 @@ class Deployed:
     Attributes:
         stack: its name.
         namespace: where it lives.
-        service: the Service it answers on.
-        port: the Service's port inside the cluster.
-        node_port: the port on every node.
         model: the model's name in requests.
         url: its endpoint without `/v1`, on the first node, reachable from this machine.
         urls: the same on every node.
-        labels: what every object of it carries.
-        first_completion: the text of the completion that proved it ready.
     """
 
     stack: str
     namespace: str
-    service: str
-    port: int
-    node_port: int
     model: str
     url: str
     urls: tuple[str, ...]
-    labels: dict[str, str]
-    first_completion: str
 
 
 def names() -> list[str]:
@@ -72,20 +62,10 @@ def load(name: str) -> Stack:
 
 
 def render(stack: Stack, values: Mapping[str, Any], *, images: Mapping[str, str]) -> Objects:
-    """The objects of a stack, namespace first, as they would be applied. Touches nothing.
-
-    Raises:
-        UsageError: values, image names or settings do not fit; lists every problem with a value.
-    """
-    name = stack.metadata.name
-    where = f"stack {name}"
-    chosen = resolved(stack.values, values, where=where)
-    objects = manifests.load(paths.shipped("stacks") / name / "manifests")
-    objects = manifests.fill(objects, stack.set, chosen, where=where)
-    objects = manifests.with_images(objects, images, where=where)
+    """The objects of a stack, namespace first; see sandbox/kube/manifests.py for what it raises."""
+    objects = manifests.render(stack, values, images=images, labels=labels(stack))
     for thing in objects:
         thing["metadata"]["namespace"] = stack.namespace
-        thing["metadata"].setdefault("labels", {}).update(labels(stack))
     return [namespaces.make(stack.namespace), *objects]
 
 
@@ -134,7 +114,7 @@ def deploy(
                     within=max(1.0, deadline - time.monotonic()),
                     what=f"{label(thing)} being up",
                 )
-        text = first_completion(urls[0], model, stack, within=max(1.0, deadline - time.monotonic()))
+        first_completion(urls[0], model, stack, within=max(1.0, deadline - time.monotonic()))
     except DeadlineExceeded as error:
         raise ClusterError(
             error.what,
@@ -145,14 +125,9 @@ def deploy(
     return Deployed(
         stack=stack.metadata.name,
         namespace=stack.namespace,
-        service=stack.endpoint.service,
-        port=stack.endpoint.port,
-        node_port=node_port,
         model=model,
         url=urls[0],
         urls=urls,
-        labels=labels(stack),
-        first_completion=text,
     )
 
 
@@ -170,7 +145,10 @@ def first_completion(url: str, model: str, stack: Stack, *, within: float) -> st
 
     def ask() -> Seen[str]:
         try:
-            answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=min(within, _ONE_TRY_SECONDS))
+            # a proxy of the environment cannot know the way to a node
+            answer = httpx.post(
+                f"{url}/v1/chat/completions", json=body, timeout=min(within, _ONE_TRY_SECONDS), trust_env=False
+            )
         except httpx.TransportError as error:
             return Seen(False, "", f"{type(error).__name__}: {error}")
         if answer.status_code != httpx.codes.OK:

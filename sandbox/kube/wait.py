@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_delay
 
 from sandbox.errors import DeadlineExceeded
-from sandbox.kube.failures import Unreachable
+from sandbox.kube.failures import ApiError, Unreachable, passing
 
 T = TypeVar("T")
 _FIRST_PAUSE = 0.05
@@ -46,7 +46,7 @@ def wait_for(condition: Callable[[], Seen[T]], *, within: float, what: str) -> T
 
     Between two looks a `Watched` condition (sandbox/kube/conditions.py) sleeps until the API server reports a
     change; any other is looked at again after 50 ms, then ever less often, at least once a second. An API server that
-    does not answer counts as "not yet".
+    does not answer, or answers that it is overloaded or in trouble (429, 5xx), counts as "not yet".
 
     Args:
         condition: called without arguments; raises what should end the wait at once.
@@ -58,12 +58,6 @@ def wait_for(condition: Callable[[], Seen[T]], *, within: float, what: str) -> T
     """
     deadline = time.monotonic() + within
     watched = isinstance(condition, Watched)
-
-    def look() -> Seen[T | None]:
-        try:
-            return _widen(condition())
-        except Unreachable as error:
-            return Seen(False, None, error.what)
 
     def pause_before(state: RetryCallState) -> float:
         left = max(0.0, deadline - time.monotonic())
@@ -77,7 +71,9 @@ def wait_for(condition: Callable[[], Seen[T]], *, within: float, what: str) -> T
             return
         try:
             condition.pause(seconds)
-        except Unreachable:
+        except (Unreachable, ApiError) as error:
+            if not passing(error):
+                raise
             time.sleep(min(seconds, _LONGEST_PAUSE))
 
     def give_up(state: RetryCallState) -> Seen[T | None]:
@@ -94,12 +90,22 @@ def wait_for(condition: Callable[[], Seen[T]], *, within: float, what: str) -> T
         retry=retry_if_result(_not_done),
         retry_error_callback=give_up,
     )
-    return _value(retry(look))
+    seen: Seen[T | None] = retry(_look, condition)
+    return _value(seen)
 
 
 def hold(seconds: float) -> None:
     """Let time pass on purpose: for "it must stay so" checks, which have nothing to wait for."""
     time.sleep(max(0.0, seconds))
+
+
+def _look(condition: Callable[[], Seen[T]]) -> Seen[T | None]:
+    try:
+        return _widen(condition())
+    except (Unreachable, ApiError) as error:
+        if not passing(error):
+            raise
+        return Seen(False, None, error.what)
 
 
 def _not_done(seen: Seen[T | None]) -> bool:

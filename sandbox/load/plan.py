@@ -65,7 +65,7 @@ def plan_for(load: Load, timeline: Timeline, *, url: str, model: str, tags: dict
         duration=load.duration,
         timeout=load.timeout,
         idle_timeout=load.idle_timeout,
-        tags=tags or {},
+        tags={"profile": load.profile, **(tags or {})},  # as the scenario names it, and its selectors ask for it
         epoch_ns=timeline.epoch_ns,
         timeline=timeline.path.resolve(),
     )

@@ -120,6 +120,8 @@ class Session:
             self._flight.join(timeout=_JOIN_STEP)
         self._flight.join(timeout=self.plan.grace if self.aborted else 0)
         self._left_out = len(self._flight)
+        if self._left_out and not self.aborted:  # each has a limit of its own: to outlive it is a bug of ours
+            self.aborted = f"{self._left_out} requests outlived their own time limit"
         self._flight.kill()
 
     def pulse(self) -> None:

@@ -17,6 +17,8 @@ from sandbox.spec.slo import OUTCOMES
 
 WIDTH = 900
 DASHES = {"baseline": [1, 0], "fault": [6, 3], "recovery": [2, 2]}
+# A phase narrower than this share of the load has no room for its name; the next one's would be written over it.
+_NAMED = 0.06
 _FAULT_ROW = 15
 _TEN = 10
 _VERSION = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])  # of Vega-Lite, as vl-convert names it
@@ -76,7 +78,10 @@ def _marks(found: Load, windows: Sequence[Window]) -> tuple[list[dict[str, Any]]
         for index, window in enumerate(struck)
     ]
     phases = [
-        {"x": _clamped(window.start - found.begun, length), "name": one_line(window.name, 40)}
+        {
+            "x": _clamped(window.start - found.begun, length),
+            "name": one_line(window.name, 40) if window.end - window.start > _NAMED * length else "",
+        }
         for window in windows
         if window.kind == "phase" and window.end > window.start
     ]

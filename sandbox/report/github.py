@@ -9,7 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from sandbox.report.text import MARK, MEANING, one_line, plain, plural, rate, seconds, share, urgency
+from sandbox.report.text import (
+    EMULATED,
+    MARK,
+    MEANING,
+    emulated,
+    machine,
+    one_line,
+    plain,
+    plural,
+    rate,
+    seconds,
+    share,
+    urgency,
+)
 from sandbox.spec.results import Check, Results
 
 _SUMMARY_LIMIT = 1_000_000  # GitHub refuses a step summary over 1 MiB
@@ -59,6 +72,7 @@ def markdown(results: Results) -> str:
         "",
         f"Run {_code(results.run_id)}, {seconds(results.duration)}, {_tally(results)}. {_recovered(results)}",
         "",
+        *_ground(results),
     ]
     bad = sorted((check for check in results.checks if check.status != "pass"), key=lambda c: urgency(c.status))
     if bad:
@@ -136,6 +150,16 @@ def _tally(results: Results) -> str:
 
 def _recovered(results: Results) -> str:
     return f"Recovered in {seconds(results.time_to_recover)}." if results.time_to_recover is not None else ""
+
+
+def _ground(results: Results) -> list[str]:
+    """What the figures were measured on, and whether it was the real thing."""
+    lines = []
+    if unreal := emulated(results.facts):
+        lines += [f"> **Emulated: {_text('; '.join(unreal))}.** {EMULATED}", ""]
+    if on := machine(results.facts):
+        lines += [f"<sub>On {_text(on)}</sub>", ""]
+    return lines
 
 
 def _figures(results: Results) -> list[str]:

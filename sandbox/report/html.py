@@ -75,10 +75,12 @@ def write_html(results: Results, events: Iterable[Event], path: Path) -> Path:
         load=next((event for event in timeline if isinstance(event, LoadStarted)), None),
         stretches=_stretches(timeline, results.duration),
         attempts=_attempts(timeline, results.checks),
-        source=next((event.source for event in timeline if isinstance(event, RunStarted)), ""),
+        source=results.source or next((event.source for event in timeline if isinstance(event, RunStarted)), ""),
         scenario=_scenario(timeline),
         versions=next((event.versions for event in timeline if isinstance(event, RunStarted)), {}),
-        emulated=_emulated(results.facts),
+        emulated=text.emulated(results.facts),
+        machine=text.machine(results.facts),
+        folder=str(path.parent),
         overall=next((s for s in results.summaries if s.phase == "all"), None),
         lines=_LINES,
     )
@@ -101,13 +103,14 @@ def environment() -> Environment:
         "share": text.share,
         "rate": text.rate,
         "fact": text.fact,
+        "emulated": text.emulated,
         "cut": lambda value: text.plain(value)[:_LINE_LIMIT],
         "slug": lambda value: re.sub(r"[^a-z0-9]+", "-", str(value).lower()).strip("-"),
         "moment": _moment,
         "quoted": lambda value: shlex.quote(text.plain(value)),
         "svg": Markup,  # only ever put to charts.Chart.svg
     }
-    env.globals |= {"MARK": text.MARK, "MEANING": text.MEANING, "plural": text.plural}
+    env.globals |= {"MARK": text.MARK, "MEANING": text.MEANING, "EMULATED": text.EMULATED, "plural": text.plural}
     return env
 
 
@@ -179,16 +182,6 @@ def _attempts(timeline: Sequence[Event], checks: Sequence[Check]) -> list[Attemp
 def _scenario(timeline: Sequence[Event]) -> str:
     begun = next((event for event in timeline if isinstance(event, RunStarted)), None)
     return json.dumps(begun.scenario, indent=2, ensure_ascii=False) if begun else ""
-
-
-def _emulated(facts: dict[str, dict[str, Any]]) -> list[str]:
-    """What of the ground was not the real thing, so that nobody takes these figures for a product's."""
-    told = []
-    for about, values in facts.items():
-        value = values.get("emulated")
-        if value:
-            told.append(about if value is True else f"{about}: {text.fact(value)}")
-    return told
 
 
 def _moment(stamp: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -13,7 +14,19 @@ from rich.text import Text
 
 from sandbox.report.files import HTML
 from sandbox.report.github import commands_stopped
-from sandbox.report.text import MARK, MEANING, one_line, plain, plural, rate, seconds, share, urgency
+from sandbox.report.text import (
+    MARK,
+    MEANING,
+    emulated,
+    machine,
+    one_line,
+    plain,
+    plural,
+    rate,
+    seconds,
+    share,
+    urgency,
+)
 from sandbox.spec.results import Check, Results, Status, Summary
 
 STYLE: dict[Status, str] = {"pass": "green", "fail": "red", "invalid": "yellow"}
@@ -39,15 +52,20 @@ def render(results: Results, console: Console, folder: Path | None = None) -> No
         parts.append(Text(f"  recovered in {seconds(results.time_to_recover)}"))
     notes = [note for note in results.notes if note.startswith(("warning", "error"))]
     parts += [Text(f"  {one_line(note)}", style="yellow") for note in notes[:5]]
-    parts += [Text(), _next(results, folder), Text()]
-    show(console, Group(*parts))
+    parts.append(Text())
+    show(console, Group(*parts), whole=[*_next(results, folder), Text()])
 
 
-def show(console: Console, what: Group) -> None:
-    """Print, wrapped at the console's width; nothing in it can act as a GitHub workflow command."""
+def show(console: Console, what: Group, whole: Sequence[Text] = ()) -> None:
+    """Print `what` wrapped at the console's width, then the lines of `whole` as they are, to be copied.
+
+    Nothing in it can act as a GitHub workflow command.
+    """
     stream: TextIO = console.file  # type: ignore[assignment]
     with console.capture() as captured:
         console.print(what, soft_wrap=False, highlight=False)
+        for line in whole:
+            console.print(line, soft_wrap=True, highlight=False)
     encoding = console.encoding
     with commands_stopped(stream):
         text = captured.get()
@@ -96,7 +114,19 @@ def _verdict(results: Results) -> Table:
     table.add_row("", Text(plain(results.headline)))
     if results.verdict == "invalid":  # the one verdict that needs a word of explanation
         table.add_row("", Text(MEANING["invalid"], style="dim"))
+    if ground := _ground(results):
+        table.add_row("", ground)
     return table
+
+
+def _ground(results: Results) -> Text:
+    """What the figures were measured on, and whether it was the real thing."""
+    ground = Text(style="dim")
+    if unreal := emulated(results.facts):
+        ground.append(f"EMULATED {one_line('; '.join(unreal), 120)}", style=f"bold {STYLE['invalid']}")
+    if on := machine(results.facts):
+        ground.append(f"{', on' if unreal else 'on'} {one_line(on, 160)}")
+    return ground
 
 
 def _failed(check: Check) -> Table:
@@ -133,16 +163,14 @@ def _held(results: Results) -> Table:
     return table
 
 
-def _next(results: Results, folder: Path) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+def _next(results: Results, folder: Path) -> list[Text]:
     if results.verdict == "pass":
         told = ("judge", str(folder), "judges the same run again, no cluster needed")
     else:
-        told = ("run", results.scenario, "after changing what is named above")
+        told = ("run", results.source or results.scenario, "after changing what is named above")
     command, target, why = told
-    rows = {"  report": str(folder / HTML), "  next": f"sandbox {command} {shlex.quote(plain(target))}", "": why}
-    for head, text in rows.items():
-        table.add_row(Text(head, style="dim"), Text(one_line(text), style="" if head else "dim"))
-    return table
+    rows = [("report", str(folder / HTML)), ("next", f"sandbox {command} {shlex.quote(plain(target))}"), ("", why)]
+    return [
+        Text.assemble((f"  {head:<6}  ", "dim"), (plain(text).replace("\n", " "), "" if head else "dim"))
+        for head, text in rows
+    ]

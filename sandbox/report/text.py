@@ -23,6 +23,7 @@ _MS, _US = 1e-3, 1e-6
 _ALMOST_ONE = 0.9995  # rounds to 1 s
 _MINUTE, _HOUR = 60.0, 3600.0
 _TEN, _HUNDRED = 10, 100
+EMULATED = "The figures say how the platform around it behaves, not how fast the real thing is."
 
 
 def plain(text: str) -> str:
@@ -107,6 +108,26 @@ def fact(value: Any) -> str:
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return ", ".join(value)
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def emulated(facts: dict[str, dict[str, Any]]) -> list[str]:
+    """What of the ground was not the real thing: `stack vllm-sim`; so that nobody takes its figures for a product's."""
+    told = []
+    for about, values in facts.items():
+        value = values.get("emulated")
+        if value is True:
+            told.append(f"{about} {fact(values.get('name', ''))}".strip())
+        elif value:
+            told.append(f"{about}: {fact(value)}")
+    return told
+
+
+def machine(facts: dict[str, dict[str, Any]]) -> str:
+    """Whose figures these are: `2 cores, 15.6 GiB, Linux 6.1 x86_64, engine 27.1`; empty where nobody noted it."""
+    host = facts.get("host", {})
+    units = {"cores": " core" if host.get("cores") == 1 else " cores", "memory_gib": " GiB", "system": "", "engine": ""}
+    told = [f"{fact(host[key])}{unit}" for key, unit in units.items() if host.get(key)]
+    return ", ".join(told).partition(" at ")[0]  # where the engine's socket lies stands with the other facts
 
 
 def moment(stamp: str) -> datetime | None:

@@ -1,9 +1,8 @@
 """One attempt of the catalogue: what a tenant tries, who has to stop it, and the twin that must stay allowed.
 
-Strings may hold `$(name)` references, filled in from the run when the attempt is made. Namespaces and accounts:
-`$(tenant)`, `$(serviceAccount)`, `$(platform)`, `$(neighbour)`. Pods: `$(pod)`, the tenant's own. Addresses:
-`$(nodeIP)`, `$(victimIP)`, and of the model's Service `$(modelHost)`, `$(modelIP)`, `$(modelPort)`. Also `$(image)`,
-the toolbox, and `$(name)`, unique for this attempt.
+Strings may hold `$(name)` references, filled in from the run when the attempt is made. The tenant's own: `$(tenant)`,
+its namespace, `$(serviceAccount)`, `$(pod)`. Addresses: `$(nodeIP)`, `$(victimIP)`, and of the model's Service
+`$(modelHost)`, `$(modelIP)`, `$(modelPort)`. Also `$(image)`, the toolbox, and `$(name)`, unique for this attempt.
 """
 
 from __future__ import annotations
@@ -15,19 +14,6 @@ from pydantic import Field, model_validator
 from sandbox.spec.base import API_VERSION, Metadata, Strict
 
 Denier = Literal["R", "P", "V", "M", "Q", "N", "K", "S", "A", "D"]
-DENIERS: dict[Denier, str] = {
-    "R": "RBAC",
-    "P": "Pod Security",
-    "V": "admission policy",
-    "M": "manifest-based admission policy",
-    "Q": "ResourceQuota or LimitRange",
-    "N": "NetworkPolicy",
-    "K": "Kueue",
-    "S": "sandboxed runtime",
-    "A": "API server or kubelet",
-    "D": "PodDisruptionBudget",
-}
-Category = Literal["escape", "rights", "secrets", "destroy", "disable", "resources", "network", "supply-chain"]
 
 
 class Create(Strict):
@@ -74,7 +60,6 @@ class Attempt(Strict):
     metadata: Metadata
     number: int = Field(ge=1, description="Its place in the list of attempts; with the name it is the id.")
     title: str = Field(min_length=1)
-    category: Category
     expected_by: Denier = Field(alias="expectedBy", description="Who has to deny it.")
     before: Create | None = Field(
         default=None, description="Made by the administrator first, such as a thing to delete."

@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sandbox.spec.base import API_VERSION, Metadata, Name, Strict
+from sandbox.spec.base import API_VERSION, KeyPath, Metadata, Mistakes, Name, Strict
 
 _KIND_API = "kind.x-k8s.io/v1alpha4"
 _ROLES = ("control-plane", "worker")
+_LAST_PORT = 65535
+_PORTS = f"must be a whole number up to {_LAST_PORT}; -1, as no port at all, lets one be chosen"
 
 
 class Addons(Strict):
@@ -46,29 +48,28 @@ class ClusterSpec(Strict):
     @classmethod
     def _ours_to_take(cls, config: dict[str, Any]) -> dict[str, Any]:
         """Refuse what would make the cluster somebody else's, or reachable from outside this machine."""
-        problems = []
+        problems: list[tuple[KeyPath, str]] = []
         if "name" in config:
-            problems.append("`name` is taken from metadata.name, or --name")
-        if config.get("apiVersion", _KIND_API) != _KIND_API or config.get("kind", "Cluster") != "Cluster":
-            problems.append(f"only kind: Cluster of {_KIND_API} is known here")
-        networking = config.get("networking") or {}
-        address = networking.get("apiServerAddress", "127.0.0.1") if isinstance(networking, dict) else None
-        if not _loopback(address):
-            problems.append(f"networking.apiServerAddress {address!r} is no loopback address")
-        problems += _node_problems(config.get("nodes", []))
+            problems.append((("name",), "`name` is taken from metadata.name, or --name"))
+        for key, known in (("apiVersion", _KIND_API), ("kind", "Cluster")):
+            if config.get(key, known) != known:
+                problems.append(((key,), f"only kind: Cluster of {_KIND_API} is known here"))
+        if not isinstance(config.get("kubeadmConfigPatches", []), list | None):
+            problems.append((("kubeadmConfigPatches",), "must be a list of patches, each a text"))
+        problems += _networking_problems(config.get("networking")) + _node_problems(config.get("nodes"))
         if problems:
-            raise ValueError("; ".join(problems))
+            raise Mistakes(problems)
         return config
 
     @model_validator(mode="after")
     def _one_provider(self) -> ClusterSpec:
         if self.provider == "existing":
             if self.existing is None:
-                raise ValueError("provider: existing needs `existing: {kubeconfig: …, context: …}`")
+                raise Mistakes([(("provider",), "provider: existing needs `existing: {kubeconfig: …, context: …}`")])
             if self.kind_config:
-                raise ValueError("provider: existing takes no `kindConfig`")
+                raise Mistakes([(("kindConfig",), "provider: existing takes no `kindConfig`")])
         elif self.existing is not None:
-            raise ValueError("`existing` needs provider: existing")
+            raise Mistakes([(("existing",), "`existing` needs provider: existing")])
         return self
 
     @property
@@ -84,15 +85,57 @@ def _loopback(address: object) -> bool:
         return address == "localhost"
 
 
-def _node_problems(nodes: object) -> list[str]:
-    if not isinstance(nodes, list):
-        return ["`nodes` must be a list"]
-    problems = []
-    for index, node in enumerate(nodes):
-        if not isinstance(node, dict):
-            problems.append(f"nodes[{index}] must be a mapping with a role")
-        elif node.get("role", "control-plane") not in _ROLES:
-            problems.append(f"nodes[{index}].role must be one of {', '.join(_ROLES)}")
-    if nodes and not problems and not any(node.get("role", "control-plane") == "control-plane" for node in nodes):
-        problems.append("no node has the role control-plane")
+def _networking_problems(networking: object) -> list[tuple[KeyPath, str]]:
+    if networking is None:
+        return []
+    if not isinstance(networking, dict):
+        return [(("networking",), "must be a mapping")]
+    problems: list[tuple[KeyPath, str]] = []
+    address = networking.get("apiServerAddress", "127.0.0.1")
+    if not _loopback(address):
+        problems.append((("networking", "apiServerAddress"), f"{address!r} is no loopback address"))
+    if not _port(networking.get("apiServerPort", 0)):
+        problems.append((("networking", "apiServerPort"), _PORTS))
     return problems
+
+
+def _node_problems(nodes: object) -> list[tuple[KeyPath, str]]:
+    if nodes is None:
+        return []
+    if not isinstance(nodes, list):
+        return [(("nodes",), "`nodes` must be a list")]
+    problems: list[tuple[KeyPath, str]] = []
+    for index, node in enumerate(nodes):
+        here: KeyPath = ("nodes", index)
+        if not isinstance(node, dict):
+            problems.append((here, "must be a mapping with a role"))
+            continue
+        if node.get("role", "control-plane") not in _ROLES:
+            problems.append(((*here, "role"), f"must be one of {', '.join(_ROLES)}"))
+        problems += [((*here, *keys), words) for keys, words in _mapping_problems(node.get("extraPortMappings"))]
+    if nodes and not problems and not any(node.get("role", "control-plane") == "control-plane" for node in nodes):
+        problems.append((("nodes",), "no node has the role control-plane"))
+    return problems
+
+
+def _mapping_problems(mappings: object) -> list[tuple[KeyPath, str]]:
+    """What is wrong with the host ports of one node; they are looked at before kind is."""
+    here: KeyPath = ("extraPortMappings",)
+    if mappings is None:
+        return []
+    if not isinstance(mappings, list):
+        return [(here, "must be a list of {containerPort: …, hostPort: …}")]
+    problems: list[tuple[KeyPath, str]] = []
+    for index, mapping in enumerate(mappings):
+        if not isinstance(mapping, dict):
+            problems.append(((*here, index), "must be a mapping with containerPort and hostPort"))
+            continue
+        ports = [key for key in ("containerPort", "hostPort") if not _port(mapping.get(key, 0))]
+        problems += [((*here, index, key), _PORTS) for key in ports]
+        if not isinstance(mapping.get("listenAddress", ""), str):
+            problems.append(((*here, index, "listenAddress"), "must be an address, such as 127.0.0.1"))
+    return problems
+
+
+def _port(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -1 <= value <= _LAST_PORT

@@ -15,7 +15,7 @@ from sandbox.spec.base import KeyPath, Mistakes
 
 Model = TypeVar("Model", bound=BaseModel)
 _MERGE = "tag:yaml.org,2002:merge"
-# What a broken spec's raw value still shows, beside what breaks its model: (value) -> (keys, message) of each mistake.
+# What a model alone cannot see, such as a name that nothing has: (value as read) -> (keys, message) of each mistake.
 More = Callable[[Any], list[tuple[KeyPath, str]]]
 
 
@@ -39,7 +39,7 @@ class Document(Generic[Model]):
 
 
 def load(path: Path, model: type[Model], *, more: More | None = None) -> Document[Model]:
-    """Read one YAML file as `model`; `more` is asked only where that fails, so that all mistakes are said at once.
+    """Read one YAML file as `model`; `more` is asked whether that breaks or not, so that all mistakes are said at once.
 
     Raises:
         UsageError: the file cannot be read, is not YAML, or breaks the model; lists every mistake.
@@ -74,14 +74,15 @@ def load_text(text: str, path: Path, model: type[Model], *, more: More | None = 
         parsed = model.model_validate(value)
     except ValidationError as error:
         problems += [_line(path, lines, _keys(keys, lines), words) for keys, words in _mistakes(error)]
-    if problems and more:
+    if more:
         problems += [_line(path, lines, keys, words) for keys, words in more(value)]
+    problems = list(dict.fromkeys(problems))
     if problems or parsed is None:
         raise UsageError(
             f"{len(problems)} problem{'s' if len(problems) != 1 else ''} in this {model.__name__}",
             where=str(path),
-            details=list(dict.fromkeys(problems)),
-            fix=f"mend the lines named, then: sandbox lint {path}",
+            details=problems,
+            fix="mend the lines named, then type the same again",
         )
     return Document(parsed, path, lines)
 

@@ -13,9 +13,11 @@ from pydantic import Field, field_validator, model_validator
 from sandbox import paths
 from sandbox.errors import UsageError
 from sandbox.progress import say
+from sandbox.spec import catalogue
 from sandbox.spec.base import API_VERSION, Metadata, Strict
 from sandbox.spec.loader import load
 
+_ROOM = "loadtests/profiles"
 _OURS = frozenset({"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "temperature"})
 
 
@@ -113,8 +115,7 @@ class Profile(Strict):
 
 def names() -> list[str]:
     """Every profile that can be named, the user's own and the shipped ones."""
-    found = {file.stem for folder in paths.catalogue("loadtests") for file in (folder / "profiles").glob("*.yaml")}
-    return sorted(found)
+    return catalogue.names(_ROOM)
 
 
 def resolve(name: str) -> Profile:
@@ -125,25 +126,31 @@ def resolve(name: str) -> Profile:
     Raises:
         UsageError: no such profile or prompt file, or a mistake in either.
     """
-    file = _find(f"profiles/{name}.yaml", f"unknown profile {name!r}", f"use one of: {', '.join(names()) or 'none'}")
-    document = load(file, Profile)
+    document = load(catalogue.locate(_ROOM, name, kind="profile"), Profile)
     if isinstance(document.model.prompts, list):
         return document.model
     wanted = document.model.prompts
-    place = document.problem(("prompts",), "no such file in loadtests/prompts/")
-    prompts = _find(f"prompts/{wanted}", place, "write the file there, one prompt a line")
-    lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
+    file = _prompt_file(wanted)
+    if file is None:
+        problem = document.problem(("prompts",), "no such file in loadtests/prompts/")
+        raise UsageError(problem, fix="write the file there, one prompt a line")
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        problem = document.problem(("prompts",), f"{file} cannot be read: {error}")
+        raise UsageError(problem, fix="write it as UTF-8 text, one prompt a line") from error
     texts = [line for line in lines if line and not line.startswith("#")]
     if not texts:
-        raise UsageError("holds no prompt", where=str(prompts), fix="write one prompt a line")
+        problem = document.problem(("prompts",), f"{file} holds no prompt")
+        raise UsageError(problem, fix="write one prompt a line")
     return document.model.model_copy(update={"prompts": texts})
 
 
-def _find(relative: str, problem: str, fix: str) -> Path:
+def _prompt_file(wanted: str) -> Path | None:
+    relative = Path("prompts") / wanted.lstrip("/")
     found = [file for folder in paths.catalogue("loadtests") if (file := folder / relative).is_file()]
-    inside = [file for file in found if not relative.endswith("/") and ".." not in Path(relative).parts]
-    if not inside:
-        raise UsageError(problem, fix=fix)
-    if len(inside) > 1:
-        say(f"loadtests/{relative}: {inside[0]} shadows {inside[1]}")
-    return inside[0]
+    if ".." in relative.parts or not found:
+        return None
+    if len(found) > 1:
+        say(f"loadtests/{relative}: {found[0]} shadows {found[1]}")
+    return found[0]

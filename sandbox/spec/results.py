@@ -63,6 +63,7 @@ class Results(Strict):
     kind: Literal["Results"] = "Results"
     run_id: str
     scenario: str
+    source: str = Field(default="", description="The scenario's file, as the run was given it.")
     description: str
     started: str
     duration: float = Field(description="Seconds from the first event to the last.")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
-from sandbox.spec.base import API_VERSION, Duration, KeyPath, Metadata, Mistakes, Name, Strict
-from sandbox.spec.slo import Slo, check_slo
+from sandbox.spec.base import API_VERSION, Duration, KeyPath, Metadata, Mistakes, Name, Strict, reach, seconds
+from sandbox.spec.slo import Slo, check_slo, parse_selector
 
-_RESERVED = frozenset({"at", "for"})
+_AT = "at"
 
 
 class StackUse(Strict):
@@ -32,18 +32,23 @@ class Named(Strict):
             return {"name": value, "params": {}}
         if not isinstance(value, dict) or "name" in value:
             return value
-        names = [key for key in value if key not in _RESERVED]
+        names = [key for key in value if key != _AT]
         if len(names) != 1:
-            raise ValueError("write exactly one name here, such as `pod.kill: {count: 1}`")
-        rest = {key: item for key, item in value.items() if key in _RESERVED}
-        return {"name": names[0], "params": value[names[0]] or {}, **rest}
+            there = ", ".join(map(str, names)) or "none"
+            raise ValueError(f"write exactly one name here, such as `pod.kill: {{count: 1}}`; there: {there}")
+        rest = {key: item for key, item in value.items() if key == _AT}
+        return {"name": names[0], "params": {} if value[names[0]] is None else value[names[0]], **rest}
 
 
 class FaultUse(Named):
     """A fault and when it strikes, counted from the start of the load."""
 
-    at: Duration = Field(description="Seconds after the load started.")
-    lasting: Duration | None = Field(default=None, alias="for", description="How long it is held before it is healed.")
+    at: Duration = Field(description="After the load started.")
+
+
+def _as(default: str) -> dict[str, Any]:
+    """A default as it is written: the schema's own would be the bare number that is refused."""
+    return {"default": default}
 
 
 class Arrivals(Strict):
@@ -71,19 +76,25 @@ class Load(Strict):
     profile: Name = Field(description="A file of loadtests/profiles/.")
     arrivals: Arrivals
     duration: Duration = Field(gt=0, le=86400)
-    timeout: Duration = Field(default=60.0, gt=0, description="A request not done by then ends as `timeout`.")
+    timeout: Duration = Field(
+        default=60.0, gt=0, description="A request not done by then ends as `timeout`.", json_schema_extra=_as("60s")
+    )
     good: dict[Literal["ttft", "ttft_intended", "tpot", "e2e"], Duration] = Field(
         default_factory=dict, description="Request-level limits a good request must meet, such as {ttft: 1s}."
     )
     idle_timeout: Duration = Field(
-        default=10.0, alias="idleTimeout", gt=0, description="A stream silent for so long is cut."
+        default=10.0,
+        alias="idleTimeout",
+        gt=0,
+        description="A stream silent for so long is cut.",
+        json_schema_extra=_as("10s"),
     )
 
 
 class Recover(Strict):
     """How long the steady state may take to come back after load and faults ended."""
 
-    within: Duration = Field(default=60.0, gt=0)
+    within: Duration = Field(default=60.0, gt=0, json_schema_extra=_as("60s"))
 
 
 ScenarioSlo = Annotated[Slo, AfterValidator(check_slo)]
@@ -98,7 +109,7 @@ Faults = Annotated[
             "type": "array",
             "items": {
                 "type": "object",
-                "properties": {"at": {"type": "string"}, "for": {"type": "string"}},
+                "properties": {"at": {"type": "string"}},
                 "required": ["at"],
             },
         }
@@ -128,18 +139,67 @@ class Scenario(Strict):
 
     @model_validator(mode="after")
     def _sound(self) -> Scenario:
-        problems: list[tuple[KeyPath, str]] = []
-        if self.load is None:
-            given = [key for key in ("slo", "faults", "attacks") if getattr(self, key)]
-            problems += [((key,), "needs a `load`: without requests nothing would be measured") for key in given]
-        else:
-            if not self.slo:
-                problems.append((("load",), "a load without `slo` could not fail; write at least one threshold"))
-            problems += [
-                (("faults", position, "at"), f"strikes after the load has ended ({self.load.duration:g}s)")
-                for position, fault in enumerate(self.faults)
-                if fault.at >= self.load.duration
-            ]
-        if problems:
+        if problems := contradictions(self.model_dump(mode="json", by_alias=True)):
             raise Mistakes(problems)
         return self
+
+
+def called(raw: Any) -> Named | None:
+    """The probe or fault that one entry of a scenario's document uses; None where it cannot be read."""
+    try:
+        return Named.model_validate({k: v for k, v in raw.items() if k != _AT} if isinstance(raw, dict) else raw)
+    except ValidationError:
+        return None
+
+
+def contradictions(raw: Any) -> list[tuple[KeyPath, str]]:
+    """What in a scenario's document cannot be true together: (keys, message).
+
+    `raw` is read as far as it can be, so that this can be asked where another key breaks the model.
+    """
+    if not isinstance(raw, dict):
+        return []
+    if raw.get("load") is None:
+        given = [key for key in ("slo", "faults", "attacks") if raw.get(key)]
+        return [((key,), "needs a `load`: without requests nothing would be measured") for key in given]
+    problems: list[tuple[KeyPath, str]] = []
+    if not raw.get("slo"):
+        problems.append((("load",), "a load without `slo` could not fail; write at least one threshold"))
+    return [*problems, *_late_faults(raw), *_unanswerable(raw, "slo"), *_unanswerable(raw, "validity")]
+
+
+def _late_faults(raw: dict[str, Any]) -> list[tuple[KeyPath, str]]:
+    faults, end = raw.get("faults"), _seconds(reach(raw, "load", "duration"))
+    if end is None or not isinstance(faults, list):
+        return []
+    starts = [_seconds(reach(fault, _AT)) for fault in faults]
+    words = f"strikes after the load has ended ({end:g}s)"
+    return [(("faults", n, _AT), words) for n, start in enumerate(starts) if start is not None and start >= end]
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        return seconds(value)
+    except ValueError:
+        return None
+
+
+def _unanswerable(raw: dict[str, Any], room: str) -> list[tuple[KeyPath, str]]:
+    """Selectors that no request of this scenario can meet."""
+    problems: list[tuple[KeyPath, str]] = []
+    profile = reach(raw, "load", "profile")
+    for text in raw[room] if isinstance(raw.get(room), dict) else ():
+        try:
+            selector = parse_selector(str(text))
+        except ValueError:
+            continue  # the model has said so
+        asked = selector.tags.get("profile", profile)
+        if not raw.get("faults") and selector.tags.get("phase") in {"fault", "recovery"}:
+            problems.append(((room, text), "there are no `faults`: all of the load is {phase:baseline}"))
+        if not raw.get("faults") and selector.metric == "time_to_recover":
+            problems.append(((room, text), "there are no `faults` to recover from; write one, or leave this out"))
+        if isinstance(profile, str) and asked != profile:
+            problems.append(
+                ((room, text), f"the load sends no profile {asked!r}; use {{profile:{profile}}}, or no tag")
+            )
+    return problems

@@ -14,7 +14,9 @@ from sandbox.spec.base import KeyPath, Mistakes, Strict
 
 Kind = Literal["trend", "rate", "count", "value"]
 PHASES = ("baseline", "fault", "recovery")
-TAGS = ("phase", "tenant", "model", "profile")
+TAGS = ("phase", "model", "profile")
+# Measured once over the whole run, whoever asks: a tag would change nothing.
+WHOLE_RUN = ("time_to_recover", "client_lag", "client_cpu")
 OUTCOMES = (
     "ok",
     "http_error",
@@ -55,7 +57,9 @@ METRICS: dict[str, Metric] = {
     "request_rate": Metric("value", "1/s", "requests completed per second"),
     "token_rate": Metric("value", "1/s", "tokens received per second"),
     "requests": Metric("count", "", "requests attempted"),
-    "time_to_recover": Metric("value", "s", "from injection to the first good completion after the last bad one"),
+    "time_to_recover": Metric(
+        "value", "s", "from the fault's start to the first good completion after the last bad one"
+    ),
     "client_cpu": Metric("value", "", "share of one core the load client used, at its busiest second"),
     **{outcome: Metric("count", "", f"requests that ended `{outcome}`") for outcome in OUTCOMES},
 }
@@ -124,7 +128,11 @@ def parse_selector(text: str) -> Selector:
             raise ValueError(f"unknown tag {key!r}; known: {', '.join(TAGS)}")
         if key == "phase" and value not in PHASES:
             raise ValueError(f"unknown phase {value!r}; known: {', '.join(PHASES)}")
+        if not value or key in tags:
+            raise ValueError(f"{text!r}: tag {key!r} needs exactly one value, such as {{{key}:…}}")
         tags[key] = value
+    if tags and match["metric"] in WHOLE_RUN:
+        raise ValueError(f"{match['metric']} is measured over the whole run: write it without {{…}}")
     return Selector(match["metric"], tags)
 
 

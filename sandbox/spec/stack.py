@@ -15,7 +15,6 @@ class Endpoint(Strict):
 
     service: Name = Field(description="A Service of type NodePort among the manifests.")
     port: int = Field(ge=1, le=65535, description="The Service's port, as other pods use it.")
-    api: Literal["openai"] = "openai"
     model: str | None = Field(default=None, description="The model's name in requests, where it is fixed.")
     model_value: str | None = Field(default=None, alias="modelValue", description="Else: the value that holds it.")
 
@@ -34,26 +33,19 @@ class Ready(Strict):
     max_tokens: int = Field(default=2, alias="maxTokens", ge=1, le=64)
 
 
-class Footprint(Strict):
-    """What one replica takes, for judging whether a machine can carry it."""
-
-    cpu: float = Field(gt=0, description="Cores requested.")
-    memory: int = Field(gt=0, description="MiB at rest, measured.")
-
-
 class Stack(Strict):
     """An inference stack: images, values, where they go, and how it is reached."""
 
     api_version: Literal["sandbox/v1"] = Field(default=API_VERSION, alias="apiVersion")
     kind: Literal["Stack"]
     metadata: Metadata
+    emulated: bool = Field(default=False, description="No model: it answers as it is told to. Every report says so.")
     images: list[Name] = Field(min_length=1, description="Folders of clusters/images/ that the manifests name.")
     namespace: Name = Field(default="inference", description="Made for the stack, and removed with it.")
     values: Values = Field(default_factory=dict)
     set: list[Setting] = Field(default_factory=list)
     endpoint: Endpoint
     ready: Ready
-    footprint: Footprint
 
     @model_validator(mode="after")
     def _sound(self) -> Stack:

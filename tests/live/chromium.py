@@ -96,10 +96,6 @@ class Tab:
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
 
-    def picture(self) -> bytes:
-        """The window as PNG."""
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-
     def pdf(self) -> bytes:
         """The page as it would be printed."""
         found = self.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)

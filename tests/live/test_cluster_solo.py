@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from sandbox.cluster import Cluster, Owner, containers, node_images, nodes, reco
 from sandbox.errors import ClusterError, UsageError
 from sandbox.host.engine import client
 from sandbox.kube import Kube, Seen, wait_for
-from sandbox.kube.conditions import nodes_ready
+from sandbox.kube.conditions import nodes_ready, renewed
 from sandbox.spec import load
 from sandbox.spec.cluster import ClusterSpec, Existing
 
@@ -33,9 +32,8 @@ SOLO = load(paths.catalogue("clusters")[0] / "solo.yaml", ClusterSpec).model
 
 def in_engine(name: str) -> list[str]:
     """Everything of that name the engine holds."""
-    with closing(client()) as docker:
-        found = containers.survey(docker, name)
-        return [str(each.name) for each in found.containers] + [str(each.name) for each in found.networks]
+    found = containers.survey(client(), name)
+    return [str(each.name) for each in found.containers] + [str(each.name) for each in found.networks]
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +68,8 @@ def test_the_kubeconfig_is_its_own_and_nobody_elses(solo: Cluster, users_config:
 
 
 def test_up_again_returns_the_one_that_runs(solo: Cluster) -> None:
-    begun = time.monotonic()
     again = cluster.up(SOLO, name=NAME, app_images=["toolbox"])
     assert (again.uid, again.nodes) == (solo.uid, solo.nodes)
-    assert time.monotonic() - begun < 10
 
 
 def test_another_shape_under_the_same_name_is_refused(solo: Cluster) -> None:
@@ -93,16 +89,17 @@ def test_policy_storage_and_metrics_are_proven(solo: Cluster, toolbox: str) -> N
 
 
 def test_an_image_is_loaded_where_it_is_missing_and_not_again(solo: Cluster, toolbox: str) -> None:
-    node = solo.nodes[0].name
-    with closing(client()) as docker:
-        assert node_images.load(docker, NAME, [toolbox]) == {}
-        container = containers.nodes(docker, NAME)[0]
-        # a second name: the first one is what the pods of other tests use
-        repository, _, tag = toolbox.rpartition(":")
-        docker.images.get(toolbox).tag(repository, f"{tag}-again")
+    node, docker = solo.nodes[0].name, client()
+    assert node_images.load(docker, NAME, [toolbox]) == {}
+    container = containers.nodes(docker, NAME)[0]
+    # a second name: the first one is what the pods of other tests use
+    repository, _, tag = toolbox.rpartition(":")
+    docker.images.get(toolbox).tag(repository, f"{tag}-again")
+    try:
         assert node_images.load(docker, NAME, [f"{toolbox}-again"]) == {node: [f"{toolbox}-again"]}
         assert node_images.missing(container, [toolbox, f"{toolbox}-again"]) == []
         assert node_images.load(docker, NAME, [f"{toolbox}-again"]) == {}
+    finally:
         docker.images.remove(f"{toolbox}-again", noprune=True)
 
 
@@ -134,12 +131,14 @@ def test_a_node_can_be_paused_and_goes_on(solo: Cluster) -> None:
     node = solo.nodes[0].name
     change = nodes.pause(solo, node)
     assert (change.before, change.after) == ("running", "paused")
+    paused = time.time()
     try:
         assert cluster.status(NAME).state == "stopped"
     finally:
         change = nodes.unpause(solo, node)
     assert (change.before, change.after) == ("paused", "running")
     kube = Kube.connect(solo.kubeconfig, solo.context)
+    wait_for(renewed(kube, [node], since=paused), within=60, what="word from the kubelet")
     wait_for(nodes_ready(kube, 1), within=60, what="the node being Ready again")
 
 
@@ -184,24 +183,26 @@ def resolves(kube: Kube, toolbox: str) -> str:
         kube.delete([pod])
 
 
-def test_a_stopped_cluster_is_started_by_up(solo: Cluster) -> None:
+def test_a_stopped_cluster_is_started_by_up_and_its_kubelet_is_back(solo: Cluster) -> None:
     nodes.stop(solo, solo.nodes[0].name)
+    stopped = time.time()
     assert cluster.status(NAME).state == "stopped"
     assert cluster.up(SOLO, name=NAME).uid == solo.uid
     assert cluster.status(NAME).state == "ready"
+    kube = Kube.connect(solo.kubeconfig, solo.context)
+    assert renewed(kube, solo.node_names, since=stopped)().done
 
 
 def test_a_cluster_of_that_name_that_is_not_ours_is_left_alone(toolbox: str) -> None:
     name = f"live-strange-{os.getpid()}"
-    with closing(client()) as docker:
-        stranger = docker.containers.create(toolbox, ["true"], labels={containers.KIND_LABEL: name})
-        try:
-            for command in (lambda: cluster.up(SOLO, name=name), lambda: cluster.down(name)):
-                with pytest.raises(ClusterError, match="not this sandbox's"):
-                    command()
-            assert docker.containers.get(str(stranger.id)).status == "created"
-        finally:
-            stranger.remove()
+    stranger = client().containers.create(toolbox, ["true"], labels={containers.KIND_LABEL: name})
+    try:
+        for command in (lambda: cluster.up(SOLO, name=name), lambda: cluster.down(name)):
+            with pytest.raises(ClusterError, match="not this sandbox's"):
+                command()
+        assert client().containers.get(str(stranger.id)).status == "created"
+    finally:
+        stranger.remove()
 
 
 def test_a_cluster_that_does_not_come_up_leaves_its_logs_and_nothing_else(tmp_path: Path) -> None:
@@ -241,6 +242,7 @@ def test_what_a_killed_up_left_is_cleared_and_two_at_once_share_one_cluster() ->
     name = f"live-killed-{os.getpid()}"
     with started(name, "cluster.Owner.me()") as killed:
         wait_for(lambda: half_made(name), within=120, what="a node of the half-made cluster")
+        assert cluster.status(name).state == "busy"
         killed.kill()
     assert cluster.status(name).state == "half-made"
     assert name in cluster.reap()
@@ -262,8 +264,7 @@ def half_made(name: str) -> Seen[None]:
 
 
 def test_a_cluster_whose_nodes_were_removed_is_made_anew(solo: Cluster, toolbox: str) -> None:
-    with closing(client()) as docker:
-        containers.nodes(docker, NAME)[0].remove(force=True, v=True)
+    containers.nodes(client(), NAME)[0].remove(force=True, v=True)
     assert cluster.status(NAME).state == "gone"
     fresh = cluster.up(SOLO, name=NAME, app_images=["toolbox"], owner=Owner.me())
     assert fresh.uid != solo.uid

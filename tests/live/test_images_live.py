@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
-from docker import DockerClient
 
-from sandbox import images
+from sandbox import images, paths
 from sandbox.errors import ImageUnavailable
-from sandbox.host.engine import client
+from sandbox.host import registries
+from sandbox.host.engine import client as docker
 from sandbox.images import engine, recipe, registry
 from sandbox.kube.wait import Seen, wait_for
 
 pytestmark = pytest.mark.live
 
 RESTRICTED = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]}
-
-
-@cache
-def docker() -> DockerClient:
-    return client()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    docker().close()
-    docker.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +55,10 @@ def test_a_model_server_streams_as_nobody_on_a_read_only_root_and_ends_what_it_b
         url = f"http://127.0.0.1:{container.ports[f'{port}/tcp'][0]['HostPort']}"
         _answers(f"{url}/health")
         model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
-        messages = [{"role": "user", "content": "one " * 12}]
-        body = {"model": model, "stream": True, "max_tokens": 12, "messages": messages}
+        messages = [{"role": "user", "content": "Count from one to twenty, in words, with a comma after each."}]
+        # always the same answer, and none that ends by itself after a word
+        settings = {"temperature": 0, "ignore_eos": True, "max_tokens": 24}
+        body = {"model": model, "stream": True, "messages": messages, **settings}
         texts: list[str] = []
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as answer:
             for line in answer.iter_lines():
@@ -80,7 +70,7 @@ def test_a_model_server_streams_as_nobody_on_a_read_only_root_and_ends_what_it_b
                         texts.append(choices[0]["delta"]["content"])
                         if len(texts) == 1:
                             container.kill("SIGTERM")
-        assert len(texts) > 4, "it did not stream"
+        assert len(texts) > 2, "it did not stream"
         assert texts[-1] == "[DONE]", "SIGTERM cut an answer"
         assert container.wait(timeout=40)["StatusCode"] == 0
         assert container.attrs["Config"]["User"] == "65532:65532"
@@ -126,6 +116,8 @@ def registry_binary(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("registry")
     if shutil.which("apt-get") is None:
         pytest.skip("Debian's docker-registry is not to be had here")
+    if os.geteuid() == 0:  # the lists of a fresh machine are empty
+        subprocess.run(["apt-get", "update"], check=True, capture_output=True)
     subprocess.run(["apt-get", "download", "docker-registry"], cwd=folder, check=True, capture_output=True)
     (package,) = folder.glob("*.deb")
     subprocess.run(["dpkg-deb", "--extract", str(package), str(folder)], check=True)
@@ -147,34 +139,68 @@ def mirror(registry_binary: str, tmp_path: Path) -> Iterator[int]:
         process = subprocess.Popen([registry_binary, "serve", str(tmp_path / "config.yml")], stdout=log, stderr=log)
     try:
         _answers(f"http://127.0.0.1:{port}/v2/")
-        registry.unreachable.cache_clear()
+        registries.unreachable.cache_clear()
         yield port
     finally:
         process.kill()
         process.wait()
 
 
-def test_what_was_pushed_is_pulled_again_byte_for_byte(
-    built: dict[str, images.Image], mirror: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ref = built["toolbox"].ref
-    digest = registry.push(built["toolbox"], f"127.0.0.1:{mirror}/lab")
-    assert digest.startswith("sha256:")
-    docker().images.get(ref).tag("sandbox-test/kept", "1")
+OWN = "toolbox-of-the-pull-test"
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A recipe under a name of its own and a cache of its own: nothing of the user's is renamed or recorded anew."""
+    (tmp_path / "cache").mkdir()
+    if (trees := paths.cache_dir() / "debian").is_dir():
+        (tmp_path / "cache/debian").symlink_to(trees)
+    folder = tmp_path / "clusters/images" / OWN
+    shutil.copytree(recipe.recipe("toolbox").folder, folder)
+    spec = yaml.safe_load((folder / "image.yaml").read_text())
+    spec["metadata"]["name"] = OWN
+    (folder / "image.yaml").write_text(yaml.safe_dump(spec))
+    monkeypatch.setenv("SANDBOX_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv(registries.MIRROR, raising=False)
+    monkeypatch.chdir(tmp_path)
+    ref = recipe.recipe(OWN).ref
+    yield folder
     engine.untag(ref)
+
+
+def test_what_was_pushed_is_pulled_again_byte_for_byte(own: Path, mirror: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = images.build([OWN])[OWN]
+    digest = registry.push(built, f"127.0.0.1:{mirror}/lab")
+    assert digest.startswith("sha256:")
+    engine.untag(built.ref)
+    monkeypatch.setenv(registries.MIRROR, f"127.0.0.1:{mirror}/lab")
+    again = images.ensure([OWN], mode="pull")[OWN]
+    assert (again.ref, again.id, again.source) == (built.ref, built.id, "pulled")
+    assert images.ensure([OWN])[OWN].source == "pulled"
+
+
+def test_an_upstream_is_pulled_by_its_pinned_digest_and_by_no_other(own: Path, mirror: int) -> None:
+    built = images.build([OWN])[OWN]
+    digest = registry.push(built, f"127.0.0.1:{mirror}/upstream")
+    engine.untag(built.ref)
+    path = own / "image.yaml"
+    spec = yaml.safe_load(path.read_text())
+    upstream = f"127.0.0.1:{mirror}/upstream/{built.ref}"
     try:
-        monkeypatch.setenv(registry.MIRROR, f"127.0.0.1:{mirror}/lab")
-        again = images.ensure(["toolbox"], mode="pull")["toolbox"]
-        assert (again.ref, again.id, again.source) == (ref, built["toolbox"].id, "pulled")
-        assert images.ensure(["toolbox"])["toolbox"].source == "pulled"
+        # the recipe is another one now, and has an upstream
+        path.write_text(yaml.safe_dump(spec | {"pull": {"ref": upstream, "digest": digest}}))
+        pulled = images.ensure([OWN])[OWN]
+        assert (pulled.ref, pulled.id, pulled.source) == (f"{upstream}@{digest}", built.id, "pulled")
+        assert images.ensure([OWN])[OWN] == pulled
+        path.write_text(yaml.safe_dump(spec | {"pull": {"ref": upstream, "digest": f"sha256:{'0' * 64}"}}))
+        with pytest.raises(ImageUnavailable, match="pulled from nowhere"):
+            images.ensure([OWN], mode="pull")
     finally:
-        if engine.find("toolbox", ref, "built") is None:
-            docker().images.get("sandbox-test/kept:1").tag(*ref.rsplit(":", 1))
-        engine.untag("sandbox-test/kept:1")
+        engine.untag(f"{upstream.rpartition(':')[0]}@{digest}")
 
 
 def test_a_mirror_without_the_image_is_an_error_when_pulling(mirror: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(registry.MIRROR, f"127.0.0.1:{mirror}/empty")
+    monkeypatch.setenv(registries.MIRROR, f"127.0.0.1:{mirror}/empty")
     with pytest.raises(ImageUnavailable) as raised:
         registry.pull(recipe.recipe("toolbox"))
     assert "127.0.0.1" in raised.value.details[0]

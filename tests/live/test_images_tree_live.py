@@ -15,8 +15,9 @@ from docker.errors import ImageNotFound
 
 from sandbox import images, paths
 from sandbox.errors import ImageUnavailable
+from sandbox.host import registries
 from sandbox.host.engine import client
-from sandbox.images import container_tree, debian, recipe, registry, store
+from sandbox.images import container_tree, debian, recipe, store
 from sandbox.images.recipe import DebianTree, architecture
 
 pytestmark = pytest.mark.live
@@ -62,7 +63,7 @@ def without_root(rooted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         patch.setattr(debian, "_no_root", lambda: "refused by the test")
         if container_tree.trouble(SUITE):
             docker.api.import_image_from_file(str(rooted / "tree.tar"), f"{STAND_IN}/debian", f"{SUITE}-slim")
-            patch.setenv(registry.MIRROR, STAND_IN)
+            patch.setenv(registries.MIRROR, STAND_IN)
         patch.chdir(folder)
         try:
             yield folder
@@ -143,11 +144,11 @@ def test_debians_image_is_pulled_from_the_mirror_and_one_that_lacks_it_is_named(
     try:
         assert not [line for line in docker.images.push(repository, f"{SUITE}-slim", stream=True) if b'"error"' in line]
         docker.images.remove(f"{repository}:{SUITE}-slim")
-        monkeypatch.setenv(registry.MIRROR, f"127.0.0.1:{mirror}/lab")
+        monkeypatch.setenv(registries.MIRROR, f"127.0.0.1:{mirror}/lab")
         assert container_tree.trouble(SUITE) == []
         container_tree.make(SUITE, ["hostname"], tmp_path / "tree.tar")
         assert docker.images.get(f"{repository}:{SUITE}-slim").attrs["Architecture"] == architecture()
-        monkeypatch.setenv(registry.MIRROR, f"127.0.0.1:{mirror}/empty")
+        monkeypatch.setenv(registries.MIRROR, f"127.0.0.1:{mirror}/empty")
         monkeypatch.setattr(container_tree, "bases", lambda suite: [f"127.0.0.1:{mirror}/empty/debian:{suite}-slim"])
         with pytest.raises(ImageUnavailable, match="can be pulled from nowhere") as raised:
             container_tree.make(SUITE, ["hostname"], tmp_path / "again.tar")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -66,11 +65,6 @@ def test_exec_gives_both_streams_and_the_exit_status(kube: Kube, shell: str) -> 
     assert kube.exec(SPACE, shell, ["true"]).code == 0
 
 
-def test_exec_sends_stdin_and_its_end(kube: Kube, shell: str) -> None:
-    text = "line\n" * 20_000
-    assert kube.exec(SPACE, shell, ["wc", "-c"], stdin=text).stdout.strip() == str(len(text))
-
-
 def test_exec_brings_all_of_a_long_output(kube: Kube, shell: str) -> None:
     assert len(kube.exec(SPACE, shell, ["seq", "200000"]).stdout.splitlines()) == 200_000
 
@@ -102,20 +96,6 @@ def test_a_token_may_do_what_its_account_may_and_no_more(kube: Kube) -> None:
     assert kube.as_token("nonsense").request("GET", "/api/v1/pods").status == 401
 
 
-def test_a_watch_sees_a_pod_come_and_go(kube: Kube) -> None:
-    worker = threading.Timer(
-        0.5, lambda: (kube.apply([pod("brief", "sleep", "60")]), kube.delete([pod("brief")], grace=0))
-    )
-    worker.start()
-    seen = []
-    for event in kube.watch("v1", "Pod", SPACE, label_selector="app=brief", within=60):
-        seen.append(event.type)
-        if event.type == "DELETED":
-            break
-    worker.join()
-    assert (seen[0], seen[-1]) == ("ADDED", "DELETED")
-
-
 def test_a_pod_that_ran_to_its_end_is_finished_and_its_log_is_there(kube: Kube) -> None:
     kube.apply([pod("once", "sh", "-c", "echo done; exit 5")])
     ended = wait_for(finished(kube, SPACE, "once"), within=60, what="the pod's end")
@@ -126,19 +106,15 @@ def test_a_pod_that_ran_to_its_end_is_finished_and_its_log_is_there(kube: Kube) 
     wait_for(gone(kube, "v1", "Pod", SPACE, selector="app=once"), within=10, what="its end")
 
 
-def test_a_dry_run_changes_nothing(kube: Kube) -> None:
-    kube.apply([pod("ghost", "true")], dry_run=True)
-    assert kube.get("v1", "Pod", "ghost", SPACE) is None
-
-
 def test_waiting_for_a_pod_that_cannot_start_says_why(kube: Kube) -> None:
     broken = pod("broken", "true")
-    broken["spec"]["containers"][0]["image"] = "registry.invalid/none:1"
+    # told at once: whether and how soon a registry's name is answered is not ours to know
+    broken["spec"]["containers"][0] |= {"image": "registry.invalid/none:1", "imagePullPolicy": "Never"}
     kube.apply([broken])
     with pytest.raises(DeadlineExceeded) as caught:
-        wait_for(ready(kube, SPACE, "app=broken"), within=8, what="the broken pod")
+        wait_for(ready(kube, SPACE, "app=broken"), within=15, what="the broken pod")
     kube.delete([broken], grace=0)
-    assert "Image" in "\n".join(caught.value.details)
+    assert "ErrImageNeverPull" in "\n".join(caught.value.details)
 
 
 def test_what_happened_is_written_to_files(kube: Kube, shell: str, tmp_path: Any) -> None:

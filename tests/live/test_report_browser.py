@@ -32,12 +32,17 @@ _LUMINANCE = """(() => {
   probe.remove(); return found; })()"""
 
 
+def executable() -> str:
+    """A Chromium. None is a failure: what is skipped without a word is taken for tested."""
+    found = chromium.find()
+    if found is None:
+        pytest.fail("no Chromium here; fix: apt-get install -y chromium (or leave these out: -m 'not browser')")
+    return found
+
+
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Tab]:
-    executable = chromium.find()
-    if executable is None:
-        pytest.skip("no Chromium here; on Debian: apt-get install -y chromium")
-    with chromium.browser(executable, tmp_path_factory.mktemp("profile")) as found:
+    with chromium.browser(executable(), tmp_path_factory.mktemp("profile")) as found:
         yield found
 
 
@@ -56,6 +61,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         found[name] = write_html(judge(timeline), timeline, folder / f"{name}.html")
     found["hostile"] = write_html(hostile_results(), [], folder / "hostile.html")
     return found
+
+
+def test_a_machine_without_chromium_fails_and_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(pytest.fail.Exception, match="apt-get install -y chromium"):
+        executable()
 
 
 @pytest.mark.parametrize("name", ["pass", "fail", "invalid", "big", "hostile"])

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sandbox import attacks
-from sandbox.attacks.catalogue import build, fill
+from sandbox.attacks import run
+from sandbox.attacks.catalogue import FOLDER, build, fill
 from sandbox.attacks.denial import denied_by
 from sandbox.errors import UsageError
-from sandbox.kube import ExecResult, Kube, Response
+from sandbox.kube import ExecResult, Kube, Response, guardrails
+from sandbox.kube.failures import Unreachable
 from sandbox.kube.guardrails import Tenant
+from sandbox.kube.namespaces import MANAGED_BY
 from sandbox.spec import load_text
 from sandbox.spec.attack import Attempt, Create
 from sandbox.spec.guardrail import Neighbour
@@ -19,7 +24,7 @@ from tests.unit.api_server import Answer, ApiServer, serving, status
 
 ALL = attacks.attempts()
 BY_ID = {each.id: each for each in ALL}
-NAMES = {"tenant": "tenant-a", "serviceAccount": "tenant", "pod": "workbench", "platform": "inference", "image": "i:1"}
+NAMES = {"tenant": "tenant-a", "serviceAccount": "tenant", "pod": "workbench", "image": "i:1"}
 NAMES |= {
     "name": "try-1",
     "nodeIP": "10.0.0.1",
@@ -27,7 +32,6 @@ NAMES |= {
     "modelHost": "m",
     "modelIP": "10.2.0.1",
     "modelPort": "8000",
-    "neighbour": "tenant-b",
 }
 TENANT = Tenant("tenant-a", "tenant", "workbench", "inference", None, "i:1")
 NEIGHBOUR = Neighbour(namespace="tenant-b", victim="victim", free="free", locked="locked")
@@ -64,6 +68,31 @@ def test_every_reference_and_pointer_of_an_attempt_leads_somewhere(attempt: Atte
             thing = build(way.create, NAMES)
             assert thing["metadata"]["name"] == "try-1"
         assert "$(" not in str(fill(way.model_dump(), NAMES))
+
+
+def test_the_list_in_the_docs_is_the_catalogue() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/attacks.md").read_text()
+    assert re.findall(r"^\| (\d+-[a-z0-9-]+) \|", page, flags=re.MULTILINE) == [each.id for each in ALL]
+
+
+def test_every_reference_there_is_is_used_by_an_attempt() -> None:
+    used = {name for file in FOLDER.rglob("*.yaml") for name in re.findall(r"\$\((\w+)\)", file.read_text())}
+    assert used == set(NAMES)
+
+
+def test_whatever_an_attempt_makes_carries_our_label() -> None:
+    bases = [yaml.safe_load(file.read_text()) for file in (FOLDER / "bases").glob("*.yaml")]
+    assert bases
+    for base in bases:
+        assert base["metadata"]["labels"].items() >= MANAGED_BY.items()
+        assert base["metadata"]["namespace"] == "$(tenant)", "what is left goes with the namespace"
+
+
+@pytest.mark.parametrize("attempt", [each for each in ALL if each.attempt.request], ids=lambda each: each.id)
+def test_a_request_that_would_change_more_than_the_attempts_own_object_is_a_dry_run(attempt: Attempt) -> None:
+    call = attempt.attempt.request
+    assert call
+    assert call.method == "GET" or "dryRun=All" in call.path or "$(name)" in call.path
 
 
 @pytest.mark.parametrize("attempt", [each for each in ALL if each.expected_by in "PQ"], ids=lambda each: each.id)
@@ -141,6 +170,36 @@ def test_an_attempt_that_succeeds_says_so_and_is_undone(both: tuple[ApiServer, K
     assert len([each for each in server.asked if each.method == "DELETE"]) == 2
 
 
+class Breaking(Kube):
+    """A connection that breaks when something is to be undone."""
+
+    def request(self, method: str, *args: Any, **more: Any) -> Response:
+        if method == "DELETE":
+            raise Unreachable(self.server, "cut")
+        return super().request(method, *args, **more)
+
+    def as_token(self, token: str) -> Kube:
+        return Kube(self._transport.with_token(token))
+
+
+def test_what_cannot_be_undone_does_not_replace_the_answer(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    server.on("POST", PODS, CREATED)
+    attempt, _ = results(Breaking(kube._transport), TENANT, "1-privileged-pod")
+    assert (attempt.outcome, attempt.by) == ("succeeded", "")
+
+
+def test_what_was_set_up_and_cannot_be_undone_does_not_replace_the_answer(
+    both: tuple[ApiServer, Kube], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, kube = both
+    monkeypatch.setattr(Breaking, "apply", lambda *_: [])
+    monkeypatch.setattr(Breaking, "path", lambda *_: "/apis/x")
+    monkeypatch.setattr(run, "_request", lambda *_: run._Answer("succeeded", "", "deleted"))
+    attempt, _ = results(Breaking(kube._transport), TENANT, "59-delete-network-policy")
+    assert attempt.outcome == "succeeded"
+
+
 def test_a_denial_by_the_wrong_layer_names_that_layer(both: tuple[ApiServer, Kube]) -> None:
     server, kube = both
     server.on("POST", PODS, forbidden('User "t" cannot create resource "pods" in API group ""'), CREATED)
@@ -168,40 +227,58 @@ def test_a_missing_service_account_is_an_error_and_never_an_exception(both: tupl
     assert [each.outcome for each in results(kube, nobody, "1-privileged-pod")] == ["error", "error"]
 
 
-def packets(monkeypatch: pytest.MonkeyPatch, codes: dict[str, int]) -> None:
-    """Which pod's packet arrives: pod name -> exit status."""
+def packets(monkeypatch: pytest.MonkeyPatch, codes: dict[str, list[int]]) -> None:
+    """Which pod's packets arrive: pod name -> exit statuses, the last one for ever."""
 
-    def run(self: Kube, namespace: str, pod: str, command: Any, **_: Any) -> ExecResult:
-        return ExecResult(codes[pod], "", "" if codes[pod] == 0 else "timed out")
+    def send(self: Kube, namespace: str, pod: str, command: Any, **_: Any) -> ExecResult:
+        code = codes[pod].pop(0) if len(codes[pod]) > 1 else codes[pod][0]
+        return ExecResult(code, "", "" if code == 0 else "timed out")
 
-    monkeypatch.setattr(Kube, "exec", run)
+    monkeypatch.setattr(Kube, "exec", send)
+    monkeypatch.setattr(run, "_ARRIVES_WITHIN", 1.0)
 
 
 @pytest.mark.parametrize(
     ("codes", "outcome", "by"),
     [
-        ({"workbench": 1, "free": 0, "locked": 1}, "denied", "N"),
-        ({"workbench": 0, "free": 0, "locked": 1}, "succeeded", ""),
-        ({"workbench": 1, "free": 1, "locked": 1}, "error", ""),  # the target is down: nothing is proven
-        ({"workbench": 0, "free": 0, "locked": 0}, "error", ""),  # nothing enforces policies
-        ({"workbench": 1, "free": 0, "locked": 0}, "error", ""),
-        ({"workbench": -1, "free": 0, "locked": 1}, "error", ""),  # the command never ran
-        ({"workbench": 127, "free": 0, "locked": 1}, "error", ""),  # not found
-        ({"workbench": 139, "free": 0, "locked": 1}, "error", ""),  # crashed
+        ({"workbench": [1], "free": [0], "locked": [1]}, "denied", "N"),
+        ({"workbench": [0], "free": [0], "locked": [1]}, "succeeded", ""),
+        ({"workbench": [1], "free": [1, 1, 0], "locked": [1]}, "denied", "N"),  # the target was slow
+        ({"workbench": [1, 0], "free": [1, 0], "locked": [1]}, "succeeded", ""),  # it was slow for the tenant, too
+        ({"workbench": [1, 0], "free": [0], "locked": [1]}, "succeeded", ""),  # the first one was lost
+        ({"workbench": [1], "free": [1], "locked": [1]}, "error", ""),  # the target is down: nothing is proven
+        ({"workbench": [0], "free": [0], "locked": [0]}, "error", ""),  # nothing enforces policies
+        ({"workbench": [1], "free": [0], "locked": [0]}, "error", ""),
+        ({"workbench": [-1], "free": [0], "locked": [1]}, "error", ""),  # the command never ran
+        ({"workbench": [127], "free": [0], "locked": [1]}, "error", ""),  # not found
+        ({"workbench": [139], "free": [0], "locked": [1]}, "error", ""),  # crashed
+        ({"workbench": [1, 139], "free": [0], "locked": [1]}, "error", ""),
+        ({"workbench": [1], "free": [127], "locked": [1]}, "error", ""),
+        ({"workbench": [1], "free": [0], "locked": [127]}, "error", ""),
     ],
 )
 def test_a_packet_counts_as_denied_only_between_two_controls(
     both: tuple[ApiServer, Kube],
     monkeypatch: pytest.MonkeyPatch,
-    codes: dict[str, int],
+    codes: dict[str, list[int]],
     outcome: str,
     by: str,
 ) -> None:
     server, kube = both
     server.on("GET", "/api/v1/namespaces/tenant-b/pods/victim", Answer(200, {"status": {"podIP": "10.1.0.1"}}))
-    packets(monkeypatch, codes)
+    packets(monkeypatch, {pod: list(each) for pod, each in codes.items()})
     attempt = next(iter(attacks.make(kube, GUARDED, BY_ID["77-another-tenants-pod"])))
     assert (attempt.outcome, attempt.by) == (outcome, by), attempt.message
+
+
+def test_the_tenants_policies_open_the_way_to_pods_only_never_to_an_address() -> None:
+    objects = guardrails.render(guardrails.load("tenant"), {}, images={"toolbox": "i:1"}, pod_cidrs=[])
+    policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
+    own = [each["spec"] for each in policies if each["metadata"]["namespace"] == "tenant-a"]
+    assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in own, "the default is to deny"
+    for rule in [rule for spec in own for rule in spec.get("egress", [])]:
+        assert rule["to"], "an empty `to` means everywhere, nodes and the API server included"
+        assert all("podSelector" in peer and "ipBlock" not in peer for peer in rule["to"])
 
 
 def test_without_a_neighbour_a_packet_proves_nothing(both: tuple[ApiServer, Kube]) -> None:

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
-from sandbox.cluster import existing, failure, guard, leftovers, node_images, record
+from sandbox.cluster import down, existing, failure, guard, leftovers, looking, node_images, nodes, record
 from sandbox.cluster.record import Cluster, Node, Owner
 from sandbox.errors import ClusterError, UsageError
 from sandbox.spec.base import Metadata
@@ -76,6 +78,74 @@ def test_two_commands_cannot_hold_one_cluster() -> None:
         pass
 
 
+def test_who_waits_for_another_command_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+    said: list[str] = []
+
+    def say(words: str) -> None:
+        said.append(words)
+        told.set()
+
+    monkeypatch.setattr(record, "say", say)
+
+    def second() -> None:
+        with record.locked("solo"):
+            pass
+
+    waiting = threading.Thread(target=second)
+    with record.locked("solo"):
+        waiting.start()
+        assert told.wait(30)
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert "wait for another command" in said[0]
+
+
+def test_one_run_at_a_time_uses_a_cluster() -> None:
+    with record.lease("solo"):
+        with pytest.raises(ClusterError, match="another run uses this cluster") as refused, record.lease("solo"):
+            pass
+        with record.lease("trio"), record.locked("solo", wait=False):  # neither others nor commands are kept out
+            pass
+    assert "--cluster-name" in refused.value.fix
+    with record.lease("solo"):
+        pass
+    assert record.names() == []
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/abs", "A", "-a", "a-", "a\n", "a" * 41])
+def test_what_is_no_name_never_becomes_a_path(name: str) -> None:
+    for use in (record.home, record.find, record.get, record.forget, record.busy, looking.status, down):
+        with pytest.raises(UsageError, match="is no name for a cluster"):
+            use(name)
+    for hold in (record.locked, record.lease):
+        with pytest.raises(UsageError, match="is no name for a cluster"), hold(name):
+            pass
+
+
+def test_down_deletes_no_folder_that_is_no_clusters(tmp_path: Path) -> None:
+    record.save(cluster("kept"))
+    (tmp_path / "precious").mkdir()
+    for name in (".", "kept/..", str(tmp_path / "precious")):
+        with pytest.raises(UsageError):
+            down(name)
+    assert record.names() == ["kept"]
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_folders_that_are_no_clusters_are_not_listed() -> None:
+    (record.root() / "Not a cluster").mkdir()
+    assert record.names() == []
+
+
+def test_a_create_under_way_is_told_from_one_that_never_ended() -> None:
+    record.mark_creating("solo", "abc")
+    with record.locked("solo"):
+        assert looking.status("solo").state == "busy"
+    found = looking.status("solo")
+    assert (found.state, found.problems) == ("half-made", ("a create began and never ended",))
+
+
 def test_different_clusters_do_not_wait_for_each_other() -> None:
     with record.locked("solo"), record.locked("trio", wait=False):
         pass
@@ -89,6 +159,15 @@ def test_an_owner_is_alive_until_its_process_ends_and_a_reused_pid_is_not_it() -
     child.join()
     assert child.pid is not None
     assert not Owner(child.pid, 1.0).alive()
+
+
+def test_an_owner_outlives_a_step_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = Owner.me()
+    boot, created = psutil.boot_time(), psutil.Process().create_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot + 3600)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: created + 3600)
+    assert owner.alive()
+    assert Owner.me() == owner
 
 
 def test_only_half_made_and_orphaned_clusters_are_leftovers() -> None:
@@ -170,6 +249,13 @@ def test_an_existing_cluster_is_changed_only_with_leave(monkeypatch: pytest.Monk
     with pytest.raises(ClusterError, match="without leave"):
         guard.prove_ours(cluster(provider="existing", allow_changes=False))
     guard.prove_ours(cluster(provider="existing", allow_changes=True))
+
+
+def test_nothing_is_loaded_into_nodes_that_are_somebody_elses() -> None:
+    with pytest.raises(UsageError, match="toolbox:1") as refused:
+        nodes.load_images(cluster(provider="existing"), ["toolbox:1"])
+    assert "sandbox images push" in refused.value.fix
+    assert nodes.load_images(cluster(provider="existing"), []) == {}
 
 
 CONFIG: dict[str, Any] = {

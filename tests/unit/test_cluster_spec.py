@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import socket
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,24 @@ def test_a_taken_port_is_named_before_anything_is_made() -> None:
             config.check_ports(spec(text))
     assert str(port) in taken.value.fix
     config.check_ports(spec(text))
+
+
+def test_only_a_port_somebody_listens_on_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "a port below 1024")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse, raising=False)
+    text = "kindConfig: {nodes: [{role: control-plane, extraPortMappings: [{containerPort: 80, hostPort: 80}]}]}\n"
+    config.check_ports(spec(text))
+
+
+@pytest.mark.parametrize("port", [None, 0, -1])
+def test_no_port_is_none_that_could_be_taken(port: int | None) -> None:
+    mapping = {"containerPort": 80, "hostPort": port, "listenAddress": None, "protocol": None}
+    nodes = [{"role": "control-plane", "extraPortMappings": [mapping]}]
+    config.check_ports(
+        spec().model_copy(update={"kind_config": {"nodes": nodes, "networking": {"apiServerPort": port}}})
+    )
 
 
 def test_the_shape_changes_with_what_decides_it_and_with_nothing_else() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sandbox import probes
+from sandbox import kube, probes
+from sandbox.errors import Unproven
 from sandbox.faults import FAULTS, Context, Evidence, NoTarget, drive
 from sandbox.faults.base import Injection
 from sandbox.probes import PROBES, Seen
@@ -21,7 +21,7 @@ from sandbox.timeline import FaultEvent, Timeline, read
 @pytest.fixture
 def context() -> Context:
     nothing: Any = None
-    return Context(nothing, nothing, "inference", 0.0, threading.Event())
+    return Context(nothing, nothing, "inference", threading.Event())
 
 
 @pytest.fixture
@@ -75,11 +75,41 @@ def test_a_fault_that_breaks_is_an_event_and_no_exception(states: Callable[..., 
     assert states(broken) == ["started", "injected", "failed"]
 
 
-def test_a_held_fault_lets_go_when_the_run_is_stopped(context: Context) -> None:
-    context.stop.set()
-    begun = time.monotonic()
-    context.hold(default=3600)
-    assert time.monotonic() - begun < 60
+def never() -> kube.Seen[None]:
+    return kube.Seen(False, None, "1 of 3 pods ready")
+
+
+def test_a_system_that_does_not_come_back_in_time_is_told_from_a_harness_that_breaks(
+    states: Callable[..., list[str]],
+) -> None:
+    def unhealed(ctx: Context) -> Injection:
+        yield Evidence("injected")
+        yield Evidence("seen")
+        ctx.wait(never, within=0.1, what="three ready pods")
+        return Evidence("never")
+
+    def broken(ctx: Context) -> Injection:
+        del ctx
+        yield Evidence("injected")
+        yield Evidence("seen")
+        raise KeyError("a bug")
+
+    assert states(unhealed) == ["started", "injected", "proven", "not_healed"]
+    assert states(broken)[-2:] == ["proven", "failed"]
+
+
+def test_nobody_waits_for_a_fault_to_heal_when_the_run_is_stopped(context: Context) -> None:
+    threading.Timer(0.2, context.stop.set).start()
+    with pytest.raises(Unproven, match="run was ended"):
+        context.wait(never, within=3600, what="three ready pods")
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"target": {"app": "x"}, "count": 0}, {"target": {"app": "x"}, "count": -1}, {"target": {}}],
+)
+def test_a_fault_on_nothing_or_on_everything_is_refused_before_the_run(params: dict[str, Any]) -> None:
+    assert list(FAULTS.problems("pod.kill", params))
 
 
 def test_parameters_come_from_the_signature_and_mistakes_are_named() -> None:

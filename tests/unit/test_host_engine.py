@@ -6,12 +6,14 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import docker
 import pytest
 
 from sandbox.errors import EnvironmentMissing
-from sandbox.host import capabilities, engine, preparing
-from sandbox.host.engine import BOUNDED_RUNTIME, Home, engine_url, look, runs, start_command
+from sandbox.host import capabilities, checks, engine, preparing
+from sandbox.host.engine import BOUNDED_RUNTIME, Engine, Home, engine_url, look, runs, start_command
 
 WRAPPER = Path(preparing.__file__).with_name(BOUNDED_RUNTIME)
 STATUS = "Name:\tx\nCapBnd:\t{:016x}\n"
@@ -73,8 +75,8 @@ def test_a_pid_that_another_program_took_is_no_engine(tmp_path: Path, monkeypatc
     there.pid_file.write_text(str(os.getpid()))
     assert not runs(os.getpid(), "dockerd")
     found = look(there)
-    assert (found.state, found.stale_pid) == ("dead", True)
-    assert str(os.getpid()) in found.seen
+    assert found.state == "dead"
+    assert f"pid {os.getpid()}, which is no dockerd" in found.seen
     preparing.clear_stale(there)
     assert not there.pid_file.exists()
 
@@ -109,6 +111,163 @@ def test_the_bounding_runtime_is_set_only_where_it_is_given() -> None:
     with_it = start_command(Home(), Path("/opt/bounded-runc"))
     assert "--default-runtime=bounded-runc" in with_it
     assert "--add-runtime=bounded-runc=/opt/bounded-runc" in with_it
+
+
+def test_the_machines_own_engine_is_told_nothing_that_its_daemon_json_may_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert start_command(Home(), None) == ["dockerd"]
+    assert f"--data-root={tmp_path}/data" in start_command(home(tmp_path), None)
+    monkeypatch.setattr(engine, "DAEMON_JSON", tmp_path / "daemon.json")
+    assert engine.configured() == set()
+    (tmp_path / "daemon.json").write_text('{"data-root": "/data", "runtimes": {}}')
+    assert start_command(Home(), Path("/opt/bounded-runc"), engine.configured()) == ["dockerd"]
+    (tmp_path / "daemon.json").write_text("no JSON")
+    assert engine.configured() == set()
+
+
+def test_an_engine_that_this_user_may_not_talk_to_is_no_reason_to_install_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> dict[str, Any]:
+        raise PermissionError(13, "Permission denied")
+
+    engine._shared.cache_clear()
+    monkeypatch.setattr(engine, "_ask", refuse)
+    monkeypatch.setattr(preparing, "install", lambda: pytest.fail("installed an engine"))
+    monkeypatch.setattr(preparing, "start", lambda _: pytest.fail("started an engine"))
+    assert look().state == "forbidden"
+    assert "usermod -aG docker" in checks.check_engine(look()).fix
+    for asking in (preparing.prepare, engine.client):
+        with pytest.raises(EnvironmentMissing, match="may not talk to") as refused:
+            asking()
+        assert "usermod -aG docker" in refused.value.fix
+
+
+def test_an_engine_behind_tls_is_talked_to_with_the_users_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ca", "cert", "key"):
+        (tmp_path / f"{name}.pem").touch()
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+    asked: list[Any] = []
+
+    class Client:
+        def __init__(self, **settings: Any) -> None:
+            asked.append(settings["tls"])
+
+        def version(self, **_: object) -> dict[str, str]:
+            return {"ApiVersion": "1.41"}
+
+        def info(self) -> dict[str, str]:
+            return {}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(docker, "APIClient", Client)
+    assert look().state == "running"
+    assert [each.cert for each in asked] == [(f"{tmp_path}/cert.pem", f"{tmp_path}/key.pem")] * 2
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path / "none"))
+    assert "certificate" in look().seen
+
+
+@pytest.mark.parametrize("state", ["running", "absent"])
+def test_a_machine_whose_engine_runs_is_not_changed_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Any
+) -> None:
+    states = iter([state, "running"])
+    monkeypatch.setattr(preparing, "look", lambda _: Engine(next(states), "unix:///x", "seen"))
+    monkeypatch.setattr(preparing, "_permitted", lambda _: None)
+    monkeypatch.setattr(preparing, "_LOCK", tmp_path / "lock")
+    monkeypatch.setattr(preparing, "raise_inotify", lambda: pytest.fail("changed a limit"))
+    assert preparing.prepare().state == "running"
+
+
+@pytest.mark.parametrize(
+    ("user", "said", "fix"), [(1000, "only root may", "apt-get install"), (0, "no apt", "docs.docker.com")]
+)
+def test_what_it_may_not_or_cannot_prepare_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: int, said: str, fix: str
+) -> None:
+    monkeypatch.delenv(preparing.SWITCH, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    monkeypatch.setattr(preparing, "look", lambda _: Engine("absent", "unix:///x", "no engine is installed"))
+    with pytest.raises(EnvironmentMissing, match=said) as refused:
+        preparing.prepare()
+    assert fix in refused.value.fix
+
+
+class Daemon:
+    """A dockerd that lives and says nothing."""
+
+    returncode: int | None = None
+
+    def wait(self, timeout: float) -> int:
+        raise subprocess.TimeoutExpired("dockerd", timeout)
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+
+def test_an_engine_whose_socket_is_silent_is_waited_for_as_long_as_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock, looks = [0.0], list[float]()
+
+    def slow(_: Home) -> Engine:
+        clock[0] += 5.0
+        looks.append(clock[0])
+        return Engine("dead", "unix:///x", "silent")
+
+    there = home(tmp_path)
+    there.log.write_text("level=error the reason\n")
+    monkeypatch.setattr(capabilities, "lacking", list)
+    monkeypatch.setattr(preparing, "launch", lambda *_: Daemon())
+    monkeypatch.setattr(preparing, "look", slow)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with pytest.raises(EnvironmentMissing, match="did not answer within 60 s") as told:
+        preparing.start(there)
+    assert len(looks) == 12
+    assert told.value.details == ["level=error the reason"]
+
+
+def test_a_systemd_that_hangs_is_told_with_where_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: list[str], **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, 60)
+
+    monkeypatch.setattr("subprocess.run", hang)
+    monkeypatch.setattr(preparing, "look", lambda _: Engine("dead", "unix:///x", "dead"))
+    with pytest.raises(EnvironmentMissing, match="systemd did not bring up") as told:
+        preparing._start_with_systemd(Home(), [])
+    assert "took longer" in told.value.details[0]
+    assert told.value.fix.startswith("journalctl")
+
+
+def test_apt_waits_for_a_machine_that_updates_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("subprocess.run", run)
+    preparing.install()
+    assert [command[:3] for command in asked] == [["apt-get", "-o", "DPkg::Lock::Timeout=120"]] * 2
+
+
+def test_inotify_limits_that_cannot_be_written_are_said_and_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "max_user_instances").write_text("128")
+
+    def refuse(*_: object) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    preparing.raise_inotify(tmp_path)
+    assert "fs.inotify.max_user_instances stays 128 (Read-only file system)" in capsys.readouterr().err
 
 
 def test_inotify_is_raised_but_never_lowered(tmp_path: Path) -> None:

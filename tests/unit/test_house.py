@@ -28,7 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "load": {"spec", "timeline"},
 }
 ALLOWED["plan"] = {*ALLOWED}
-ALLOWED["run"] = {*ALLOWED, "plan"}
+ALLOWED["exercise"] = {*ALLOWED, "run"}  # `run` for its type only
+ALLOWED["run"] = {*ALLOWED}
 LIBRARIES = {
     "kubernetes": {"kube"},
     "docker": {"images", "cluster", "host", "faults"},

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import ImageUnavailable
-from sandbox.images import container_tree, debian
+from sandbox.images import apt, container_tree, debian
 from sandbox.images.ingredients import Item, debian_licence, spdx
 from sandbox.images.recipe import DebianTree, SliceLayer, TreeLayer
 
@@ -133,8 +133,37 @@ def test_a_tree_that_can_be_made_in_neither_way_is_refused_with_both_reasons(
 def test_root_with_debootstrap_needs_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("shutil.which", lambda _: "/sbin/debootstrap")
+    monkeypatch.setattr(debian, "_KEYRING", Path(__file__))
     monkeypatch.setattr(container_tree, "trouble", lambda _: pytest.fail("asked for an engine"))
     debian.require(DebianTree(packages=["a"]))
+
+
+def test_debootstrap_verifies_what_it_fetches_or_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(debian, "_run", lambda command, **_: ran.append(command))
+    monkeypatch.setattr(debian, "_pack", lambda *_: None)
+    monkeypatch.setattr(apt, "of_machine", lambda _: None)
+    debian._bootstrap(DebianTree(packages=["a"]), tmp_path)
+    assert "--force-check-gpg" in ran[0]
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("shutil.which", lambda _: "/sbin/debootstrap")
+    monkeypatch.setattr(debian, "_KEYRING", tmp_path / "none")
+    assert "keyring" in debian._no_root()
+
+
+@pytest.mark.parametrize(
+    ("said", "fix"),
+    [
+        ("tar: x: Cannot write: No space left on device", "sandbox images trim"),
+        ("E: You don't have enough free space in /var/cache/apt/archives/.", "sandbox images trim"),
+        ("E: Unable to locate package x", "apt-get update"),
+    ],
+)
+def test_a_full_disk_is_told_apart_from_packages_that_cannot_be_had(said: str, fix: str) -> None:
+    with pytest.raises(ImageUnavailable) as raised:
+        debian._run(["sh", "-c", 'echo "$1" >&2; exit 1', "sh", said])
+    assert said in raised.value.details
+    assert fix in raised.value.fix
 
 
 def test_a_package_is_recorded_with_the_licence_behind_a_link_to_another_packages_folder(tree: Path) -> None:

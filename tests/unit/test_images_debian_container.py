@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import EnvironmentMissing, ImageUnavailable
-from sandbox.images import container_tree, registry
+from sandbox.host import registries
+from sandbox.images import container_tree
 
 KEPT = {"bin", "usr/bin/sh", "usr/bin/perl", "usr/bin/perl5.36", "etc/passwd", "etc/apt/sources.list", "devices/x"}
 DROPPED = {
@@ -59,9 +60,9 @@ def test_a_system_that_is_not_merged_is_refused_because_slices_would_lose_its_li
 
 
 def test_the_mirror_is_asked_before_docker_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(registry.MIRROR, raising=False)
+    monkeypatch.delenv(registries.MIRROR, raising=False)
     assert container_tree.bases("trixie") == ["docker.io/library/debian:trixie-slim"]
-    monkeypatch.setenv(registry.MIRROR, "127.0.0.1:5000/lab/")
+    monkeypatch.setenv(registries.MIRROR, "127.0.0.1:5000/lab/")
     assert container_tree.bases("trixie") == [
         "127.0.0.1:5000/lab/debian:trixie-slim",
         "127.0.0.1:5000/lab/library/debian:trixie-slim",
@@ -90,8 +91,8 @@ def test_what_keeps_a_container_from_being_used_is_said_once_for_each_registry(m
     monkeypatch.setattr(container_tree, "architecture", lambda: "arm64")
     monkeypatch.setattr(container_tree, "client", lambda **_: Engine("arm64"))
     monkeypatch.setattr(container_tree, "_present", lambda *_: "")
-    monkeypatch.setenv(registry.MIRROR, "127.0.0.1:1")
-    monkeypatch.setattr(registry, "unreachable", lambda _: "is silent")
+    monkeypatch.setenv(registries.MIRROR, "127.0.0.1:1")
+    monkeypatch.setattr(registries, "unreachable", lambda _: "is silent")
     assert container_tree.trouble("bookworm") == ["127.0.0.1:1: is silent", "docker.io: is silent"]
-    monkeypatch.setattr(registry, "unreachable", lambda host: "is silent" if host == "docker.io" else "")
+    monkeypatch.setattr(registries, "unreachable", lambda host: "is silent" if host == "docker.io" else "")
     assert container_tree.trouble("bookworm") == []

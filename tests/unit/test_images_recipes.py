@@ -93,3 +93,33 @@ def test_a_wrong_recipe_is_refused_with_its_line(folder: Path, old: str, new: st
         recipe.recipe("demo")
     assert said in str(raised.value)
     assert "image.yaml" in str(raised.value)
+
+
+def test_everything_a_recipe_names_and_has_not_got_is_said_at_once_with_its_line(folder: Path) -> None:
+    parts = "go: {a: {module: go/a, packages: {a: ./a}}}\nwheels: {w: {requirements: r.txt}}\n"
+    (folder / "image.yaml").write_text(
+        GOOD.replace("files: rootfs", "files: rootfz").replace("layers:", f"{parts}layers:")
+    )
+    with pytest.raises(UsageError) as raised:
+        recipe.recipe("demo")
+    said = raised.value.details
+    assert len(said) == 3
+    for place, words in (("wheels.w.requirements", "r.txt"), ("go.a.module", "go/a/go.mod"), ("files", "rootfz")):
+        assert any("image.yaml:" in line and place in line and words in line for line in said), place
+
+
+def test_the_mistakes_of_all_recipes_are_said_at_once(folder: Path) -> None:
+    (folder / "image.yaml").write_text("kind: Image\n")
+    shutil.copytree(folder, folder.with_name("other"))
+    with pytest.raises(UsageError, match="2 images cannot be made") as raised:
+        recipe.recipes(["demo", "toolbox", "other", "demo"])
+    assert any("demo/image.yaml" in line for line in raised.value.details)
+    assert any("other/image.yaml" in line for line in raised.value.details)
+    assert [each.name for each in recipe.recipes(["toolbox", "vllm-sim"])] == ["toolbox", "vllm-sim"]
+
+
+def test_a_users_image_that_hides_ours_is_said_aloud_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder, folder.with_name("toolbox"))
+    (folder.with_name("toolbox") / "image.yaml").write_text(GOOD.replace("name: demo", "name: toolbox"))
+    assert [recipe.recipe("toolbox").folder for _ in range(2)] == [folder.with_name("toolbox")] * 2
+    assert capsys.readouterr().err.count("image toolbox:") == 1

@@ -65,6 +65,35 @@ def test_two_at_once_share_the_work() -> None:
     assert results == [store.folder("thing", "k")] * 3
 
 
+def test_scratch_starts_empty_whatever_a_killed_build_left_and_is_gone_afterwards(cache: Path) -> None:
+    (cache / "scratch" / "image-x").mkdir(parents=True)
+    (cache / "scratch" / "image-x" / "half").touch()
+    with store.scratch("image-x") as folder:
+        assert list(folder.iterdir()) == []
+    assert not folder.exists()
+
+
+def test_a_lock_that_is_held_is_said_and_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    held, order = threading.Event(), list[str]()
+
+    def first() -> None:
+        with store.locked("x"):
+            held.set()
+            over.wait(10)
+            order.append("first")
+
+    over = threading.Event()
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert held.wait(10)
+    threading.Timer(0.2, over.set).start()
+    with store.locked("x"):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+    assert "making x: waiting" in capsys.readouterr().err
+
+
 def test_folders_that_cannot_be_written_are_removed_all_the_same(tmp_path: Path) -> None:
     folder = tmp_path / "modules" / "inner"
     folder.mkdir(parents=True)

@@ -158,7 +158,14 @@ def test_a_fault_that_was_never_started_is_invalid() -> None:
 
 
 def test_a_fault_that_does_not_heal_is_the_systems_failure() -> None:
-    assert check(judge(history(faults=fault("started", "injected", "proven", "failed"))), "fault/0").status == "fail"
+    life = fault("started", "injected", "proven", "not_healed")
+    assert check(judge(history(faults=life)), "fault/0").status == "fail"
+
+
+@pytest.mark.parametrize("end", [(), ("failed",)])
+def test_a_fault_whose_healing_nobody_could_watch_is_invalid_and_not_the_systems_failure(end: tuple[str, ...]) -> None:
+    life = fault("started", "injected", "proven", *end)
+    assert check(judge(history(faults=life)), "fault/0").status == "invalid"
 
 
 def test_a_steady_state_missing_before_a_fault_is_invalid() -> None:
@@ -212,6 +219,38 @@ def test_users_who_never_get_a_good_answer_again_are_never_recovered() -> None:
     assert check(results, "slo/time_to_recover").observed == "never"
 
 
+def test_a_recovery_that_was_not_watched_for_as_long_as_it_may_take_is_invalid() -> None:
+    broken = [request(LOAD_AT + n / 10, "connect_error" if n >= 100 else "ok") for n in range(300)]
+    results = judge(history(spec=scenario(slo={"time_to_recover": ["value<=25s"]}), requests=broken))
+    assert check(results, "slo/time_to_recover").status == "invalid"
+    assert "load for longer" in check(results, "slo/time_to_recover").reason
+
+
+def test_a_limit_on_the_time_between_tokens_says_nothing_of_an_answer_of_one() -> None:
+    load = {**SCENARIO["load"], "good": {"tpot": "10ms"}}
+    short = [each.model_copy(update={"tokens": 1, "chunks": 1, "last": each.first}) for each in GOOD]
+    assert check(judge(history(spec=scenario(load=load), requests=short)), "slo/good_request").status == "pass"
+    assert check(judge(history(spec=scenario(load=load))), "slo/good_request").status == "fail"
+
+
+def test_a_share_just_below_one_is_not_shown_as_all_of_it() -> None:
+    nearly = [request(LOAD_AT + n / 1000, "timeout" if n == 7 else "ok") for n in range(25_000)]
+    found = check(
+        judge(history(spec=scenario(slo={"good_request_fraction": ["rate>=1"]}), requests=nearly)), "slo/good_request"
+    )
+    assert found.status == "fail"
+    assert found.observed == "99.99600%"
+
+
+def test_the_evidence_of_a_latency_is_its_slowest_requests_also_where_it_held() -> None:
+    requests = [request(LOAD_AT + n / 10, ttft=0.4 if n == 50 else 0.1) for n in range(300)]
+    spec = scenario(slo={"ttft": ["p(90)<=1s"]})
+    found = check(judge(history(spec=spec, requests=requests)), "slo/ttft")
+    assert found.status == "pass"
+    assert found.evidence[0].startswith(f"t={LOAD_AT + 5.5:.2f}s ok")
+    assert len(found.evidence) == 3
+
+
 def test_a_request_level_limit_makes_a_slow_answer_bad() -> None:
     load = {**SCENARIO["load"], "good": {"ttft": "200ms"}}
     slow = [request(LOAD_AT + n / 10, ttft=0.3 if n % 10 == 0 else 0.1) for n in range(300)]
@@ -243,6 +282,10 @@ def test_an_attack_passes_only_when_the_right_layer_denies_it_and_its_twin_works
     planned = Fact(t=9, about="attacks", values={"planned": ["1-privileged"]})
     results = judge(history(extra=[planned, *events]))
     assert check(results, "attack/1-privileged").status == status
+
+
+def test_attacks_that_were_asked_for_and_never_begun_are_invalid() -> None:
+    assert check(judge(history(spec=scenario(attacks=["all"]))), "attack/all").status == "invalid"
 
 
 def test_judging_twice_gives_the_same_and_needs_no_cluster() -> None:

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from sandbox.errors import ClusterError, DeadlineExceeded, UsageError
 from sandbox.kube import ApiError, Kube, Unreachable, guardrails, namespaces, stacks
-from sandbox.kube.conditions import gone, ready
+from sandbox.kube.conditions import gone, ready, renewed
 from sandbox.kube.wait import wait_for
-from tests.unit.api_server import Answer, ApiServer, Json, kubeconfig, serving, status
+from tests.unit.api_server import Answer, ApiServer, Json, core, kubeconfig, serving, status
 
 PODS = "/api/v1/namespaces/a/pods"
 
@@ -116,13 +117,6 @@ def test_apply_puts_namespaces_first_and_waits_until_pods_can_be_made_there(both
     assert sent.query == {"fieldManager": ["ai-k8s-sandbox"], "force": ["true"]}
 
 
-def test_a_dry_run_says_so_to_the_server(both: tuple[ApiServer, Kube]) -> None:
-    server, kube = both
-    server.on("PATCH", f"{PODS}/x", Answer(200, pod("x")))
-    kube.apply([pod("x")], dry_run=True)
-    assert server.seen("PATCH", f"{PODS}/x")[0].query["dryRun"] == ["All"]
-
-
 def test_delete_waits_until_it_is_gone_and_takes_what_is_not_there_for_done(both: tuple[ApiServer, Kube]) -> None:
     server, kube = both
     server.on("DELETE", f"{PODS}/x", Answer(200, pod("x")))
@@ -148,38 +142,6 @@ def test_what_will_not_go_is_named_with_what_holds_it(both: tuple[ApiServer, Kub
     with pytest.raises(DeadlineExceeded) as caught:
         kube.delete([pod("x")], within=0.3)
     assert "held by example.org/hold" in str(caught.value)
-
-
-def test_a_watch_gives_what_is_there_then_changes_and_goes_on_after_410(both: tuple[ApiServer, Kube]) -> None:
-    server, kube = both
-    lists = [listed(10, pod("a", 1), pod("b", 2)), listed(20, pod("a", 1), pod("c", 15))]
-    expired = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}}
-    watches = [
-        Answer(lines=[{"type": "MODIFIED", "object": pod("b", 11)}, expired]),
-        Answer(lines=[{"type": "BOOKMARK", "object": pod("", 21)}, {"type": "DELETED", "object": pod("c", 22)}]),
-    ]
-
-    def rule(asked: object) -> Answer | None:
-        if getattr(asked, "path", "") != PODS:
-            return None
-        return watches.pop(0) if "watch" in getattr(asked, "query", {}) else lists.pop(0)
-
-    server.rules.append(rule)
-    seen = []
-    for event in kube.watch("v1", "Pod", "a", within=30):
-        seen.append((event.type, event.object["metadata"]["name"]))
-        if len(seen) == 6:
-            break
-    assert seen == [
-        ("ADDED", "a"),
-        ("ADDED", "b"),
-        ("MODIFIED", "b"),
-        ("DELETED", "b"),  # nobody told us: the new list did not have it
-        ("ADDED", "c"),
-        ("DELETED", "c"),
-    ]
-    since = [each.query["resourceVersion"] for each in server.seen("GET", PODS) if "watch" in each.query]
-    assert since == [["10"], ["20"]]
 
 
 def test_waiting_for_ready_pods_looks_again_when_the_watch_reports_a_change(both: tuple[ApiServer, Kube]) -> None:
@@ -242,6 +204,68 @@ def test_deleting_a_namespace_that_is_going_already_waits_for_its_end(both: tupl
     server.on("GET", "/api/v1/namespaces/a", Answer(200, namespaces.make("a")), status(404, "NotFound", "gone"))
     kube.delete([namespaces.make("a")], within=10)
     assert len(server.seen("GET", "/api/v1/namespaces/a")) == 2
+
+
+def labelled(kind: str, name: str, version: str = "v1") -> Json:
+    meta = {"name": name, "uid": f"uid-{name}", "labels": dict(namespaces.MANAGED_BY)}
+    return {"apiVersion": version, "kind": kind, "metadata": meta}
+
+
+def serve_clearing(server: ApiServer) -> None:
+    roles, bindings = ("clusterroles", "ClusterRole", False), ("clusterrolebindings", "ClusterRoleBinding", False)
+    workloads = [(name.lower() + "s", name, True) for name in ("DaemonSet", "Deployment", "StatefulSet")]
+    server.on("GET", f"/apis/{RBAC}", Answer(200, core(roles, bindings)))
+    server.on("GET", "/apis/apps/v1", Answer(200, core(*workloads)))
+
+
+RBAC = "rbac.authorization.k8s.io/v1"
+
+
+def test_clearing_removes_what_is_ours_and_waits_until_it_is_gone(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    serve_clearing(server)
+    space, binding = "/api/v1/namespaces/inference", f"/apis/{RBAC}/clusterrolebindings"
+    left, right = labelled("Namespace", "inference"), labelled("ClusterRoleBinding", "tenant", RBAC)
+    gone_ = status(404, "NotFound", "gone")
+    server.on("GET", "/api/v1/namespaces", listed(1, left))
+    server.on("GET", f"/apis/{RBAC}/clusterroles", listed(1))
+    server.on("GET", binding, listed(1, right))
+    server.on("DELETE", f"{binding}/tenant", Answer(200, right))
+    server.on("GET", f"{binding}/tenant", Answer(200, right), gone_)
+    server.on("GET", space, Answer(200, left), Answer(200, left), gone_)
+    for kind in ("daemonsets", "deployments", "statefulsets"):
+        server.on("DELETE", f"/apis/apps/v1/namespaces/inference/{kind}", Answer(200, {"kind": "Status"}))
+    server.on("DELETE", f"{space}/pods", Answer(200, {"kind": "Status"}))
+    server.on("GET", f"{space}/pods", listed(1))
+    server.on("DELETE", space, Answer(200, left))
+    assert namespaces.clear(kube) == ["ClusterRoleBinding tenant", "Namespace inference"]
+    assert len(server.seen("GET", f"{binding}/tenant")) == 2
+    assert len(server.seen("GET", space)) == 3
+    for path in ("/api/v1/namespaces", binding, f"/apis/{RBAC}/clusterroles"):
+        (asked,) = server.seen("GET", path)
+        assert asked.query["labelSelector"] == ["app.kubernetes.io/managed-by=ai-k8s-sandbox"]
+
+
+def test_where_nothing_is_left_nothing_is_cleared(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    serve_clearing(server)
+    for path in ("/api/v1/namespaces", f"/apis/{RBAC}/clusterroles", f"/apis/{RBAC}/clusterrolebindings"):
+        server.on("GET", path, listed(1))
+    assert namespaces.clear(kube) == []
+    assert {each.method for each in server.asked} == {"GET"}
+
+
+def test_a_node_is_back_when_its_lease_is_newer_than_its_start(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    server.on("GET", "/apis/coordination.k8s.io/v1", Answer(200, core(("leases", "Lease", True))))
+    moments = {"a": "2026-01-01T00:00:10.500000Z", "b": "2026-01-01T00:00:09.000000Z", "c": None}
+    leases = [{"metadata": {"name": name}, "spec": {"renewTime": moment}} for name, moment in moments.items()]
+    server.on("GET", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases", listed(1, *leases))
+    since = datetime(2026, 1, 1, 0, 0, 10, tzinfo=UTC).timestamp()
+    assert renewed(kube, ["a"], since=since)().done
+    look = renewed(kube, ["a", "b", "c", "d"], since=since)()
+    assert not look.done
+    assert look.saw == "no word yet from b, c, d"
 
 
 def test_neither_stack_nor_guardrail_moves_into_somebody_elses_namespace(both: tuple[ApiServer, Kube]) -> None:

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from sandbox.errors import ClusterError, DeadlineExceeded
-from sandbox.kube import Seen, Unreachable, wait_for
+from sandbox.kube import ApiError, Seen, Unreachable, wait, wait_for
 
 
 def test_the_value_is_returned_as_soon_as_it_is_done() -> None:
@@ -42,6 +42,42 @@ def test_an_api_server_that_does_not_answer_is_not_yet_and_is_named_on_timeout()
     with pytest.raises(DeadlineExceeded, match="did not come") as caught:
         wait_for(look, within=0.1, what="it")
     assert "Connection refused" in caught.value.details[0]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_in_trouble_is_not_yet_in_looks_and_in_pauses(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait, "_LONGEST_PAUSE", 0.01)
+    trouble = ApiError("GET /x", status, None, "etcd leader changed")
+
+    class Condition:
+        looks = pauses = 0
+
+        def __call__(self) -> Seen[int]:
+            self.looks += 1
+            if self.looks == 1:
+                raise trouble
+            return Seen(self.looks == 3, self.looks, "")
+
+        def pause(self, _: float) -> None:
+            self.pauses += 1
+            raise trouble
+
+    condition = Condition()
+    assert wait_for(condition, within=60, what="it") == 3
+    assert condition.pauses == 2
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 410])
+def test_a_servers_no_ends_the_wait_at_once(status: int) -> None:
+    looks: list[int] = []
+
+    def look() -> Seen[None]:
+        looks.append(1)
+        raise ApiError("GET /x", status, None, "no")
+
+    with pytest.raises(ApiError):
+        wait_for(look, within=60, what="it")
+    assert len(looks) == 1
 
 
 def test_any_other_error_ends_the_wait_at_once() -> None:

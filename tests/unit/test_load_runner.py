@@ -33,6 +33,8 @@ from sandbox.spec.profile import Fixed, Lognormal, Profile, Uniform
 from sandbox.spec.scenario import Arrivals, Load
 from sandbox.timeline import ClientBeat, Event, LoadFinished, LoadStarted, Note, Request, Timeline, read
 
+pytestmark = pytest.mark.alone  # their clocks are compared
+
 PROFILE = Profile(
     kind="Profile",
     metadata=Metadata(name="test", description="One prompt."),
@@ -56,7 +58,7 @@ def settings(tmp_path: Path, kinds: list[Kind], **more: Any) -> GoldenSettings:
 
 def plan(server: Golden, timeline: Timeline, arrivals: Arrivals, duration: float, **more: Any) -> LoadPlan:
     return LoadPlan(
-        **{"timeout": 5.0, "idle_timeout": 0.3, "url": server.url, "model": MODEL, "profile": PROFILE, **more},
+        **{"timeout": 5.0, "idle_timeout": 2.0, "url": server.url, "model": MODEL, "profile": PROFILE, **more},
         arrivals=arrivals,
         duration=duration,
         epoch_ns=timeline.epoch_ns,
@@ -85,12 +87,14 @@ def test_every_outcome_is_counted_exactly_once(tmp_path: Path, timeline: Timelin
         "guardrail_blocked": served["filtered"],
     }
     assert set(served.values()) == {6}
-    assert {r.detail[:16] for r in requests(events) if r.outcome == "timeout"} == {"silent for 0.3 s"}
+    assert {r.detail for r in requests(events) if r.outcome == "timeout"} == {
+        "silent for 2 s after status 200 and 2 content chunks"
+    }
 
 
 def test_the_timeline_of_a_load_is_whole_and_in_order(tmp_path: Path, timeline: Timeline) -> None:
     with golden(settings(tmp_path, ["ok"])) as server:
-        wanted = plan(server, timeline, Arrivals(process="poisson", rate=20, seed=7), 2.2, tags={"tenant": "a"})
+        wanted = plan(server, timeline, Arrivals(process="poisson", rate=20, seed=7), 2.2, tags={"team": "a"})
         load = runner.start(wanted, timeline)
         assert load.poll() is None
         assert load.wait(30) == 0
@@ -110,7 +114,7 @@ def test_the_timeline_of_a_load_is_whole_and_in_order(tmp_path: Path, timeline: 
         assert request.scheduled <= request.sent < request.first <= request.last <= request.t
         assert (request.chunks, request.tokens, len(request.gaps)) == (5, 5, 4)
         assert request.first + sum(request.gaps) == pytest.approx(request.last)
-        assert request.tags == {"model": MODEL, "profile": "test", "tenant": "a"}
+        assert request.tags == {"model": MODEL, "profile": "test", "team": "a"}
     beats = [event for event in events if isinstance(event, ClientBeat)]
     assert sum(beat.beats for beat in beats) >= 200
     assert all(beat.cpu > 0 and len(beat.lag) == min(20, beat.beats) for beat in beats)
@@ -409,7 +413,10 @@ def test_bad_profiles_are_refused_with_file_and_line(tmp_path: Path, monkeypatch
 
 def test_a_plan_comes_from_a_scenarios_load(timeline: Timeline) -> None:
     load = Load.model_validate({"profile": "chat-tiny", "arrivals": {"rate": 2}, "duration": "10s", "timeout": "5s"})
-    made = plan_for(load, timeline, url="http://127.0.0.1:1", model="m", tags={"tenant": "a"})
+    made = plan_for(load, timeline, url="http://127.0.0.1:1", model="m", tags={"team": "a"})
+    assert made.tags == {"profile": "chat-tiny", "team": "a"}, (
+        "a selector asks for the profile as the scenario names it"
+    )
     assert (made.duration, made.timeout, made.epoch_ns) == (10, 5, timeline.epoch_ns)
     assert LoadPlan.model_validate_json(made.model_dump_json(by_alias=True)) == made
     unread = made.profile.model_copy(update={"prompts": "questions.txt"})

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
+import typing
 from pathlib import Path
 
 import jsonschema
@@ -11,6 +14,14 @@ import yaml
 
 from sandbox import plan
 from sandbox.errors import UsageError
+from sandbox.faults import FAULTS
+from sandbox.probes import PROBES
+from sandbox.spec import load_text
+from sandbox.spec.base import Metadata
+from sandbox.spec.cluster import ClusterSpec
+from sandbox.spec.profile import Profile
+from sandbox.spec.scenario import Load, Scenario
+from sandbox.spec.slo import METRICS, TAGS
 
 ROOT = Path(__file__).parents[2]
 SCENARIOS = sorted((ROOT / "scenarios").rglob("*.yaml"))
@@ -29,6 +40,43 @@ def test_every_shipped_scenario_is_sound_and_fits_its_schema(path: Path) -> None
 def test_the_schema_in_the_docs_is_the_one_of_the_code(kind: str) -> None:
     written = json.loads((SCHEMAS / f"{kind}.schema.json").read_text())
     assert written == plan.models()[kind].model_json_schema(by_alias=True), f"sandbox schema {kind} > docs/reference/…"
+
+
+BLOCKS = [
+    (page, text)
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for text in re.findall(r"^ *```yaml\n(.*?)^ *```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+]
+KINDS = {"Scenario": Scenario, "Cluster": ClusterSpec, "Profile": Profile}
+
+
+@pytest.mark.parametrize(
+    ("page", "text"), [pair for pair in BLOCKS if re.search(rf"^ *kind: ({'|'.join(KINDS)})$", pair[1], re.MULTILINE)]
+)
+def test_every_whole_spec_in_the_docs_is_sound(page: Path, text: str, tmp_path: Path) -> None:
+    text = textwrap.dedent(text)
+    kind = yaml.safe_load(text)["kind"]
+    assert load_text(text, page, KINDS[kind]).model
+    if kind == "Scenario":
+        (tmp_path / "shown.yaml").write_text(text)
+        assert plan.load_all([str(tmp_path / "shown.yaml")])
+
+
+def test_the_docs_show_specs_of_every_kind() -> None:
+    assert all(any(f"kind: {kind}\n" in text for _, text in BLOCKS) for kind in KINDS)
+
+
+def test_the_reference_names_every_key_metric_probe_and_fault_of_the_code() -> None:
+    page = (SCHEMAS / "scenario.md").read_text()
+    models = (Scenario, Load, Metadata)
+    keys = [field.alias or name for model in models for name, field in model.model_fields.items()]
+    limits = typing.get_args(typing.get_args(Load.model_fields["good"].annotation)[0])
+    for name in [*keys, *limits, *METRICS, *TAGS]:
+        assert f"`{name}`" in page, name
+    for registry in (PROBES, FAULTS):
+        for name in registry.functions:
+            row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+            assert all(f"`{each}`" in row for each in registry.parameters(name).model_fields), row
 
 
 def test_a_scenario_is_found_by_its_name_and_a_folder_means_all_of_it() -> None:
@@ -110,10 +158,112 @@ def test_mistakes_of_several_scenarios_are_said_together(tmp_path: Path) -> None
         plan.load_all([str(tmp_path)])
 
 
+def test_names_that_nobody_has_and_files_with_mistakes_are_said_together(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("kind: Scenario\n")
+    with pytest.raises(UsageError) as caught:
+        plan.load_all(["nope1", "no-such-folder/", "nope2", "steady-load", str(tmp_path / "bad.yaml"), "gone.yaml"])
+    message = str(caught.value)
+    assert message.startswith("5 scenarios cannot be used")
+    for expected in (
+        "'nope1'",
+        "'nope2'",
+        "no-such-folder/: there is no",
+        "bad.yaml:1:1: metadata: is missing",
+        "gone",
+    ):
+        assert expected in message
+    assert "use one of: first-answer" in message
+
+
+BROKEN = """\
+apiVersion: sandbox/v1
+kind: Scenario
+metadata: {name: mine, description: Everything is wrong with it.}
+typo: 1
+stack: {name: vllm-sim, values: {replicas: many, zone: a}}
+attacks: [1-privileged-pod]
+steadyState: [k8s.ready]
+load: {profile: chat-short, arrivals: {rate: 1}, duration: 60s}
+faults:
+  - rollout.restart: {target: {app: vllm-sim}}
+    at: 60s
+slo:
+  ttft{profile:chat-tiny}: ["p(90)<=1s"]
+"""
+
+
+@pytest.mark.parametrize("by", ["path", "name"])
+def test_a_wrong_key_hides_no_other_mistake(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "scenarios" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text(BROKEN)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        plan.load_all([str(path) if by == "path" else "mine"])
+    expected = (
+        "4:1: typo: unknown key",
+        "5:34: stack.values.replicas: 'many' is no integer",
+        "5:50: stack.values.zone: unknown value; known:",
+        "6:1: attacks: attacks need a guardrail that makes a tenant",
+        "11:5: faults[0].at: strikes after the load has ended (60s)",
+        "13:3: slo.ttft{profile:chat-tiny}: the load sends no profile 'chat-tiny'",
+    )
+    assert len(caught.value.details) == len(expected)
+    for words in expected:
+        assert f"{path}:{words}" in str(caught.value)
+    path.write_text(BROKEN.replace("typo: 1\n", ""))
+    with pytest.raises(UsageError) as caught:
+        plan.load_all(["mine"])
+    assert len(caught.value.details) == len(expected) - 1
+
+
+def test_whatever_stands_where_a_name_should_is_no_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    for value in ("7", "[7]", "{a: 1}", "[[7], {1: 2}, null, at]", "null", "''", "true"):
+        for key in ("cluster", "stack", "guardrails", "attacks", "steadyState", "load", "faults", "slo", "validity"):
+            spec = yaml.safe_load(BROKEN) | {key: yaml.safe_load(value)}
+            path.write_text(yaml.safe_dump(spec))
+            with pytest.raises(UsageError):
+                plan.load_all([str(path)])
+
+
 def test_an_unknown_name_says_what_there_is() -> None:
     with pytest.raises(UsageError) as caught:
         plan.load_all(["no-such-scenario"])
     assert "steady-load" in str(caught.value)
+
+
+def test_a_fault_may_be_written_in_full(tmp_path: Path) -> None:
+    text = BROKEN.replace("typo: 1\n", "").replace("{replicas: many, zone: a}", "{}").replace("attacks", "# attacks")
+    text = text.replace("at: 60s", "at: 10s").replace("profile:chat-tiny", "profile:chat-short")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("rollout.restart: {", "name: rollout.restart\n    params: {"))
+    (loaded,) = plan.load_all([str(path)])
+    assert loaded.faults[0].params == {"target": {"app": "vllm-sim"}}
+    path.write_text(text.replace("rollout.restart: {", "name: rollout.restart\n    params: {count: 1, "))
+    with pytest.raises(UsageError, match="unknown parameter") as caught:
+        plan.load_all([str(path)])
+    assert len(caught.value.details) == 1
+
+
+def test_a_broken_spec_of_ones_own_is_listed_with_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = "apiVersion: sandbox/v1\nkind: Profile\nmetadata: {name: mine, description: X.}\n"
+    for folder, text in {
+        "loadtests/profiles": head + "promts: [a]\nprompts: [a]\nmaxTokens: {kind: fixed, tokens: 3}\n",
+        "clusters": "kind: Cluster\nmetadata: {name: mine}\n",
+        "scenarios": "metadata: [",
+    }.items():
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "mine.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    found = plan.catalogue()
+    assert found["profiles"]["mine"].startswith("cannot be used: ")
+    assert "mine.yaml:4:1: promts: unknown key" in found["profiles"]["mine"]
+    assert "mine.yaml:2:1: metadata.description: is missing" in found["clusters"]["mine"]
+    assert "mine.yaml:1:12: " in found["scenarios"]["mine"]
+    assert {"chat-short", "chat-tiny"} < found["profiles"].keys()
 
 
 def test_the_catalogue_describes_everything_in_words() -> None:

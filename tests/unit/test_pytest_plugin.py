@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,52 @@ def test_scenarios_are_collected_and_strangers_are_not(text: str, collected: str
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "error" not in said.stdout.lower(), said.stdout
     assert said.stdout.splitlines()[0] == (collected or ""), said.stdout
+
+
+CONFTEST = """
+from pathlib import Path
+import pytest
+from test_judge import history
+from sandbox import pytest_plugin, run
+from sandbox.judge import judge
+
+
+def fake(plan, options):
+    error = KeyboardInterrupt() if "interrupted" in plan.scenario.metadata.name else None
+    return run.Outcome(judge(history(after="held" in plan.scenario.metadata.name)), Path("runs/x"), error)
+
+
+run.execute = fake
+pytest_plugin.Clusters.up = lambda self, shape, name=None: None
+"""
+WHOLE = """apiVersion: sandbox/v1
+kind: Scenario
+metadata: {name: NAME, description: A question.}
+stack: {name: vllm-sim}
+steadyState: [k8s.ready]
+"""
+
+
+def ran(tmp_path: Path, *names: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    for name in names:
+        (tmp_path / f"{name}.yaml").write_text(WHOLE.replace("NAME", name))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=here)
+
+
+def test_a_scenario_passes_only_with_the_verdict_pass_and_else_shows_its_checks(tmp_path: Path) -> None:
+    assert ran(tmp_path, "it-held").returncode == 0
+    done = ran(tmp_path, "it-did-not")
+    assert done.returncode == 1
+    assert "1 failed, 1 passed" in done.stdout
+    assert "fail: openai.chat after the load" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_an_interrupted_scenario_ends_the_session(tmp_path: Path) -> None:
+    done = ran(tmp_path, "a-interrupted", "b-held")
+    assert done.returncode == 2
+    assert "KeyboardInterrupt" in done.stdout
+    assert "passed" not in done.stdout

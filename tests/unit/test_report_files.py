@@ -10,6 +10,7 @@ from timelines import Shape, events, hostile_results
 
 from sandbox.errors import UsageError
 from sandbox.judge import judge
+from sandbox.kube import stacks
 from sandbox.report import write
 from sandbox.report.files import read_results, write_atomic, write_results
 from sandbox.report.github import annotation_lines, announce, markdown
@@ -136,6 +137,19 @@ def test_hostile_text_stays_inside_its_annotation_and_its_table_cell() -> None:
     assert "@all" not in text
 
 
+def test_the_step_summary_says_what_was_emulated_and_on_which_machine() -> None:
+    results = judge(events())
+    facts = results.facts | {"host": {"cores": 2, "memory_gib": 15.6, "system": "Linux", "engine": "<x>"}}
+    text = markdown(results.model_copy(update={"facts": facts}))
+    assert "> **Emulated: stack vllm-sim.** The figures say" in text
+    assert "<sub>On 2 cores, 15.6 GiB, Linux, &#60;x&#62;</sub>" in text
+    assert "Emulated" not in markdown(results.model_copy(update={"facts": {}}))
+
+
+def test_the_stack_without_a_model_says_that_it_is_emulated_and_the_real_one_does_not() -> None:
+    assert {name: stacks.load(name).emulated for name in stacks.names()} == {"llama-cpp": False, "vllm-sim": True}
+
+
 def test_annotations_stay_within_what_github_shows() -> None:
     results = judge(events(FAILING))
     bad = next(check for check in results.checks if check.status == "fail")
@@ -192,6 +206,7 @@ def test_a_suite_does_not_link_to_a_report_that_is_not_there(tmp_path: Path) -> 
     page = write_suite([judge(events())], tmp_path)["index.html"].read_text()
     assert 'href="20' not in page
     assert "no report was written" in page
+    assert '<span class="stamp">emulated</span>' in page
 
 
 def test_a_suite_of_nothing_is_invalid(tmp_path: Path) -> None:

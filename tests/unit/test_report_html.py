@@ -165,10 +165,39 @@ def test_an_attack_is_marked_as_the_judge_found_it(tmp_path: Path) -> None:
 
 def test_an_emulated_ground_is_stamped_and_a_real_one_is_not(tmp_path: Path, whole: Whole) -> None:
     results, text, _ = whole(Shape())
-    assert 'class="stamp"' in text
+    stamp = '<span class="stamp">emulated</span> stack vllm-sim'
+    assert text.index(stamp) < text.index('id="verdict"') < text.index("<main")
     facts = {about: values for about, values in results.facts.items() if about != "stack"}
     text, _ = _written(results.model_copy(update={"facts": facts}), events(), tmp_path)
     assert 'class="stamp"' not in text
+
+
+def test_the_machine_that_the_figures_are_of_stands_with_the_verdict(tmp_path: Path) -> None:
+    results = judge(events())
+    host = {"cores": 2, "memory_gib": 15.6, "system": "Linux 6.1 x86_64", "engine": HOSTILE}
+    text, page = _written(results.model_copy(update={"facts": {"host": host}}), events(), tmp_path)
+    assert "On 2 cores, 15.6 GiB, Linux 6.1 x86_64, <script>" in page.said
+    assert text.index("On 2 cores") < text.index("<main")
+    assert page.ran == []
+
+
+def test_a_check_says_how_many_samples_it_stands_on_and_does_not_complain_of_evidence(tmp_path: Path) -> None:
+    results = judge(events())
+    (found, *_) = [check for check in results.checks if check.samples is not None]
+    for samples, complains in ((54321, False), (None, True)):
+        check = found.model_copy(update={"samples": samples, "evidence": []})
+        _, page = _written(results.model_copy(update={"checks": [check]}), [], tmp_path)
+        assert ("54,321" in page.said) is not complains
+        assert ("No further evidence" in page.said) is complains
+
+
+def test_the_commands_on_the_page_name_the_real_file_and_folder(tmp_path: Path) -> None:
+    results, folder = judge(events()), tmp_path / "my runs" / "1"
+    text, _ = _written(results.model_copy(update={"source": "mine/slow start.yaml"}), [], folder)
+    assert f"sandbox judge &#39;{folder}&#39;" in text
+    assert "sandbox run &#39;mine/slow start.yaml&#39;" in text
+    text, _ = _written(results, events(), folder)
+    assert "sandbox run scenarios/chaos/survive-a-lost-replica.yaml" in text
 
 
 def test_an_empty_run_still_gives_a_page(tmp_path: Path) -> None:
@@ -207,5 +236,5 @@ def test_a_chart_that_cannot_be_drawn_does_not_cost_the_page(tmp_path: Path, mon
     assert "chart could not be drawn: RuntimeError: no <renderer>" in page.said
 
 
-def test_the_same_run_gives_the_same_page(tmp_path: Path, whole: Whole) -> None:
-    assert _whole(Shape(), tmp_path)[1] == whole(Shape())[1]
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    assert _whole(Shape(), tmp_path)[1] == _whole(Shape(), tmp_path)[1]

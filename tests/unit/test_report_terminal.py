@@ -25,7 +25,8 @@ def _shown(results: Results, *, width: int = 80, colour: bool = False, folder: P
 @pytest.mark.parametrize("width", [60, 80, 200])
 @pytest.mark.parametrize("shape", [Shape(), Shape(breach=True, lost=20), Shape(proven=False)])
 def test_no_line_is_wider_than_the_terminal(width: int, shape: Shape) -> None:
-    assert max(map(len, _shown(judge(events(shape)), width=width).splitlines())) <= width
+    lines = _shown(judge(events(shape)), width=width).splitlines()
+    assert max(len(line) for line in lines if not line.startswith(("  report", "  next"))) <= width
 
 
 def test_the_verdict_stands_first_as_a_word() -> None:
@@ -49,7 +50,26 @@ def test_it_says_where_the_report_lies_and_what_to_type_next(tmp_path: Path) -> 
     passed = _shown(judge(events()), width=200, folder=tmp_path)
     assert str(tmp_path / "report.html") in passed
     assert f"sandbox judge {tmp_path}" in passed
-    assert "sandbox run survive-a-lost-replica" in _shown(judge(events(Shape(proven=False))))
+    unproven = judge(events(Shape(proven=False)))
+    assert "sandbox run 'my own.yaml'" in _shown(unproven.model_copy(update={"source": "my own.yaml"}))
+    assert "sandbox run survive-a-lost-replica" in _shown(unproven.model_copy(update={"source": ""}))
+
+
+def test_a_path_is_never_broken_so_that_it_can_be_copied() -> None:
+    folder = Path("/a/long/way/down") / ("x" * 90)
+    shown = _shown(judge(events()), width=80, folder=folder).splitlines()
+    assert [line for line in shown if line.endswith(f"{folder}/report.html")]
+
+
+def test_what_was_emulated_and_on_which_machine_stands_with_the_verdict() -> None:
+    results = judge(events())
+    host = {"cores": 2, "memory_gib": 15.6, "system": "Linux 6.1 x86_64", "engine": "engine 27.1 at unix:///x"}
+    facts = results.facts | {"host": host, "stack": {"name": "vllm-sim", "emulated": True}}
+    shown = _shown(results.model_copy(update={"facts": facts}), width=100)
+    assert "EMULATED stack vllm-sim, on 2 cores, 15.6 GiB, Linux 6.1 x86_64, engine 27.1\n" in shown
+    assert shown.index("EMULATED") < shown.index("✓ slo")
+    real = results.facts | {"host": host, "stack": {"name": "llama-cpp", "emulated": False}}
+    assert "EMULATED" not in _shown(results.model_copy(update={"facts": real}))
 
 
 @pytest.mark.parametrize("colour", [False, True])

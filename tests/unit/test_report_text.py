@@ -4,15 +4,17 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox.report.text import fact, moment, one_line, plain, rate, seconds, share
 
 _STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+unhurried = settings(deadline=None)  # a busy machine is no mistake of ours
 _ANY = st.text(st.characters(codec=None))
 
 
+@unhurried
 @given(_ANY)
 def test_no_text_can_steer_a_terminal_or_break_xml(text: str) -> None:
     shown = plain(text)
@@ -28,6 +30,7 @@ def test_the_steering_pattern_finds_what_it_must() -> None:
         assert not _STEERS.search(plain(text)), ascii(text)
 
 
+@unhurried
 @given(st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="\ufffd"), min_size=1))
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert plain(text) == text
@@ -37,6 +40,7 @@ def test_an_escape_is_shown_not_swallowed() -> None:
     assert plain("a\x1b[31mb\r\nc\td\u2028e") == "a\\x1b[31mb\nc\td\\u2028e"
 
 
+@unhurried
 @given(_ANY, st.integers(1, 50))
 def test_one_line_is_one_line_of_bounded_length(text: str, limit: int) -> None:
     flat = one_line(text, limit)

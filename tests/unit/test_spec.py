@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from sandbox.errors import EXIT_USAGE, UsageError
 from sandbox.spec import load_text
-from sandbox.spec.scenario import Scenario
-from sandbox.spec.slo import METRICS, parse_expression, parse_selector
+from sandbox.spec.base import Duration, duration, seconds
+from sandbox.spec.cluster import ClusterSpec
+from sandbox.spec.registry import Registry
+from sandbox.spec.scenario import Load, Recover, Scenario
+from sandbox.spec.slo import METRICS, WHOLE_RUN, parse_expression, parse_selector
 
 HERE = Path("demo.yaml")
 GOOD = """\
@@ -51,7 +59,47 @@ def test_a_good_scenario_loads_and_knows_its_lines() -> None:
 def test_a_loaded_scenario_survives_the_way_through_a_timeline() -> None:
     document = load_text(GOOD, HERE, Scenario)
     dumped = document.model.model_dump(mode="json", by_alias=True)
+    assert (dumped["load"]["duration"], dumped["load"]["timeout"], dumped["faults"][0]["at"]) == ("60s", "60s", "20s")
     assert Scenario.model_validate(dumped) == document.model
+
+
+@pytest.mark.parametrize("bare", ["1.5", "60", "-5.0", ".inf", ".nan", "1e3", "true", "-5s", "1 s", "[60s]", ""])
+@pytest.mark.parametrize("key", ["duration", "timeout"])
+def test_a_duration_without_its_unit_is_refused_with_its_line(key: str, bare: str) -> None:
+    text = GOOD.replace("duration: 60s", "duration: 60s\n  timeout: 30s")
+    line = 10 if key == "duration" else 11
+    message = refusal(text.replace(f"{key}: ", f"{key}: {bare} #"))
+    assert f"demo.yaml:{line + 1}:3: load.{key}: " in message
+    assert "is not a duration; write it with its unit, such as 500ms" in message
+
+
+@settings(deadline=None)
+@given(st.floats(min_value=0, max_value=1e9))
+def test_a_duration_is_written_so_that_it_is_read_back_exactly(value: float) -> None:
+    assert seconds(duration(value)) == value
+
+
+@pytest.mark.parametrize(("model", "name"), [(Load, "timeout"), (Load, "idle_timeout"), (Recover, "within")])
+def test_a_default_stands_in_the_schema_as_it_is_written(model: type[BaseModel], name: str) -> None:
+    field = model.model_fields[name]
+    shown = model.model_json_schema(by_alias=True)["properties"][field.alias or name]
+    assert seconds(shown["default"]) == field.default
+    assert re.fullmatch(shown["pattern"], shown["default"])
+    assert "(?P" not in shown["pattern"], "editors read patterns as JavaScript does"
+
+
+def test_a_default_of_a_duration_parameter_needs_no_unit_and_what_yaml_says_does() -> None:
+    registry: Registry[Any] = Registry("probe")
+
+    @registry.register("look")
+    def look(_: object, within: Duration = 20.0) -> float:
+        return within
+
+    assert registry.call("look", None, {}) == 20.0
+    assert registry.call("look", None, {"within": "1.5m"}) == 90.0
+    ((keys, words),) = registry.problems("look", {"within": 1.5})
+    assert keys == ("look", "within")
+    assert "is not a duration" in words
 
 
 def test_every_mistake_is_named_at_once_with_its_line() -> None:
@@ -88,7 +136,11 @@ def test_what_is_no_scenario_is_refused_without_a_traceback(text: str) -> None:
     [
         ("ttft{phase:fault}", "tfft{phase:fault}", "unknown metric 'tfft'"),
         ("ttft{phase:fault}", "ttft{phase:later}", "unknown phase 'later'"),
-        ("ttft{phase:fault}", "ttft{zone:a}", "unknown tag 'zone'"),
+        ("ttft{phase:fault}", "ttft{zone:a}", "unknown tag 'zone'; known: phase, model, profile"),
+        ("ttft{phase:fault}", "ttft{tenant:a}", "unknown tag 'tenant'"),
+        ("ttft{phase:fault}", "ttft{model:}", "needs exactly one value"),
+        ("ttft{phase:fault}", "ttft{phase:fault,phase:recovery}", "needs exactly one value"),
+        ("ttft{phase:fault}", "ttft{profile:chat-tiny}", "sends no profile 'chat-tiny'; use {profile:chat-short}"),
         ("p(99)<=300ms", "p(100)<=300ms", "between 0 and 100"),
         ("p(99)<=300ms", "rate<=300ms", "makes no sense"),
         ("p(99)<=300ms", "fast enough", "is not a threshold"),
@@ -96,6 +148,7 @@ def test_what_is_no_scenario_is_refused_without_a_traceback(text: str) -> None:
         ("at: 20s", "at: 90s", "after the load has ended"),
         ("rate: 20", "rate: 20, users: 3", "take `rate` and no `users`"),
         ("{target: {app: vllm-sim}}\n    at: 20s", "{}\n    at: 20s\n    pod.pause: {}", "exactly one name"),
+        ("at: 20s", "at: 20s\n    for: 5s", "there: pod.kill, for"),
     ],
 )
 def test_each_mistake_says_what_would_be_valid(old: str, new: str, message: str) -> None:
@@ -108,7 +161,38 @@ def test_a_load_that_could_not_fail_is_refused() -> None:
 
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_every_metric_can_be_named(name: str) -> None:
-    assert parse_selector(f"{name}{{phase:fault}}").metric == name
+    assert parse_selector(name).metric == name
+
+
+@pytest.mark.parametrize("name", sorted(METRICS.keys() - WHOLE_RUN))
+def test_every_metric_of_requests_can_be_asked_of_some_of_them(name: str) -> None:
+    assert parse_selector(f"{name}{{phase:fault,model:any}}").tags == {"phase": "fault", "model": "any"}
+
+
+@pytest.mark.parametrize("room", ["slo", "validity"])
+@pytest.mark.parametrize("metric", WHOLE_RUN)
+def test_a_tag_on_a_metric_of_the_whole_run_is_refused(metric: str, room: str) -> None:
+    bound = "value<=1" if metric == "client_cpu" else "value<=1s" if metric == "time_to_recover" else "max<=1s"
+    text = (
+        f'{GOOD}{"validity:" if room == "validity" else "  ok: [count>=1]"}\n  {metric}{{phase:fault}}: ["{bound}"]\n'
+    )
+    assert f"demo.yaml:18:3: {room}.{metric}{{phase:fault}}: {metric} is measured over the whole run" in refusal(text)
+
+
+@pytest.mark.parametrize("room", ["slo", "validity"])
+@pytest.mark.parametrize("selector", ["ttft{phase:fault}", "ok{phase:recovery}", "time_to_recover"])
+def test_without_faults_nothing_can_be_asked_of_them(selector: str, room: str) -> None:
+    bound = {"ttft": "med<=1s", "ok": "count>=1", "time_to_recover": "value<=1s"}[selector.partition("{")[0]]
+    slo = "slo: {ok: [count>=1]}" if room == "validity" else "# no faults"
+    text = f'{GOOD[: GOOD.index("faults:")]}{slo}\n{room}:\n  {selector}: ["{bound}"]\n'
+    message = refusal(text)
+    assert f"demo.yaml:14:3: {room}.{selector}: there are no `faults`" in message
+    assert "1 problem " in message
+
+
+def test_a_selector_may_name_the_profile_that_is_sent_and_any_model() -> None:
+    text = GOOD.replace("ttft{phase:fault}", "ttft{profile:chat-short,model:whatever}")
+    assert load_text(text, HERE, Scenario).model.slo
 
 
 @pytest.mark.parametrize(
@@ -127,3 +211,55 @@ def test_bounds_are_read_in_base_units(text: str, metric: str, bound: float) -> 
 
 def test_a_nan_never_holds() -> None:
     assert not parse_expression("p(99)<=1s", "ttft").holds(float("nan"))
+
+
+SHAPE = """\
+apiVersion: sandbox/v1
+kind: Cluster
+metadata: {name: mine, description: A shape with a mistake in every line.}
+kindConfig:
+  name: other
+  apiVersion: kind.x-k8s.io/v1
+  networking:
+    apiServerAddress: 0.0.0.0
+    apiServerPort: high
+  kubeadmConfigPatches: "one text"
+  nodes:
+    - role: etcd
+    - worker
+    - role: worker
+      extraPortMappings: 80
+    - role: worker
+      extraPortMappings:
+        - 8080:80
+        - containerPort: "80"
+          hostPort: 70000
+        - hostPort: true
+          listenAddress: 1
+"""
+
+
+def test_each_mistake_in_kinds_own_configuration_has_its_line() -> None:
+    with pytest.raises(UsageError) as caught:
+        load_text(SHAPE, HERE, ClusterSpec)
+    places = {detail.split(": ", 2)[0].rsplit(":", 1)[0]: detail.split(": ", 2)[1] for detail in caught.value.details}
+    assert places == {
+        "demo.yaml:5": "kindConfig.name",
+        "demo.yaml:6": "kindConfig.apiVersion",
+        "demo.yaml:8": "kindConfig.networking.apiServerAddress",
+        "demo.yaml:9": "kindConfig.networking.apiServerPort",
+        "demo.yaml:10": "kindConfig.kubeadmConfigPatches",
+        "demo.yaml:12": "kindConfig.nodes[0].role",
+        "demo.yaml:13": "kindConfig.nodes[1]",
+        "demo.yaml:15": "kindConfig.nodes[2].extraPortMappings",
+        "demo.yaml:18": "kindConfig.nodes[3].extraPortMappings[0]",
+        "demo.yaml:19": "kindConfig.nodes[3].extraPortMappings[1].containerPort",
+        "demo.yaml:20": "kindConfig.nodes[3].extraPortMappings[1].hostPort",
+        "demo.yaml:21": "kindConfig.nodes[3].extraPortMappings[2].hostPort",
+        "demo.yaml:22": "kindConfig.nodes[3].extraPortMappings[2].listenAddress",
+    }
+
+
+def test_empty_keys_of_kinds_configuration_are_as_if_they_were_not_there() -> None:
+    text = SHAPE[: SHAPE.index("  name: other")] + "  networking:\n  nodes:\n"
+    assert load_text(text, HERE, ClusterSpec).model.nodes == [{"role": "control-plane"}]

@@ -10,6 +10,7 @@ from sandbox.kube import guardrails, manifests, stacks
 from sandbox.spec import load_text
 from sandbox.spec.stack import Stack
 from sandbox.spec.values import Setting, Value, problems, resolved
+from tests.unit.api_server import Answer, serving
 
 IMAGES = {"vllm-sim": "registry.test/vllm-sim:1", "llama-cpp": "registry.test/llama-cpp:1", "toolbox": "t:1"}
 ALL = stacks.names()
@@ -138,7 +139,6 @@ values: {idle: {type: integer, default: 1, description: x}}
 set: [{target: Deployment/x, value: ghost, pointer: /spec/replicas}]
 endpoint: {service: x, port: 80, model: m}
 ready: {within: 1s}
-footprint: {cpu: 1, memory: 1}
 """
     with pytest.raises(UsageError) as caught:
         load_text(text, Path("stack.yaml"), Stack)
@@ -194,6 +194,16 @@ def test_a_guardrail_leaves_out_what_a_value_closes() -> None:
     assert gone == {"to-model", "from-tenants"}
     outside = of(open_, "NetworkPolicy", "from-outside")
     assert outside["spec"]["ingress"][0]["from"][0]["ipBlock"]["except"] == ["10.1.0.0/16"]
+
+
+def test_a_stack_is_asked_past_the_proxies_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(tmp_path) as (server, kube):
+        server.on("POST", "/v1/chat/completions", Answer(200, {"choices": [{"message": {"content": "Hello."}}]}))
+        assert stacks.first_completion(kube.server, "m", stacks.load("vllm-sim"), within=10) == "Hello."
 
 
 def test_the_tenants_rights_hold_no_rule_that_makes_rules_or_reads_secrets() -> None:

@@ -46,7 +46,9 @@ class Shape:
 
 def scenario(shape: Shape) -> dict[str, Any]:
     """The scenario by alias, as `run.started` carries it."""
-    faults = [{"name": "pod.kill", "params": {"target": {"app": "vllm-sim"}, "count": 1}, "at": shape.struck}]
+    faults = [
+        {"name": "pod.kill", "params": {"target": {"app": "vllm-sim"}, "count": 1}, "at": f"{shape.struck or 0:g}s"}
+    ]
     return {
         "apiVersion": "sandbox/v1",
         "kind": "Scenario",
@@ -58,11 +60,11 @@ def scenario(shape: Shape) -> dict[str, Any]:
         "stack": {"name": "vllm-sim", "values": {"replicas": 3}},
         "guardrails": ["tenant"],
         "attacks": ["1-privileged-pod", "33-foreign-secrets"],
-        "steadyState": [{"openai.chat": {"stack": "vllm-sim"}}],
+        "steadyState": ["openai.chat"],
         "load": {
             "profile": "chat-short",
             "arrivals": {"process": "constant", "rate": shape.rate},
-            "duration": shape.seconds,
+            "duration": f"{shape.seconds:g}s",
         },
         "faults": faults if shape.struck is not None else [],
         "slo": {
@@ -102,7 +104,7 @@ def events(shape: Shape = Shape()) -> list[Event]:
             url="http://172.18.0.3:30080/v1",
             model="sim-8b",
             profile="chat-short",
-            asked={"process": "constant", "rate": shape.rate, "duration": shape.seconds, "seed": 1},
+            asked={"process": "constant", "rate": shape.rate, "duration": f"{shape.seconds:g}s", "seed": 1},
         )
     )
     found += _requests(shape)

@@ -1,0 +1,185 @@
+"""The phases as a pipeline: what stops a run, what runs all the same, and what is undone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_judge import history
+
+from sandbox import run, suite
+from sandbox.cluster import Owner
+from sandbox.errors import ClusterError, DeadlineExceeded
+from sandbox.exercise import attack_moments
+from sandbox.judge import judge
+from sandbox.plan import Plan, load_all
+from sandbox.run import Options, Outcome, Run, execute
+from sandbox.spec.results import Results
+from sandbox.timeline import PhaseChanged, Probed
+
+Phase = Callable[[Run], None]
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return load_all(["first-answer"])[0]
+
+
+@pytest.fixture
+def executed(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    def through(*phases: Phase) -> Outcome:
+        monkeypatch.setattr(run, "PHASES", (*phases, run.judge, run.report))
+        return execute(plan, Options(runs=tmp_path))
+
+    return through
+
+
+def written(outcome: Outcome) -> Results:
+    return Results.model_validate(json.loads((outcome.folder / "results.json").read_text()))
+
+
+def test_a_phase_that_stops_ends_the_run_which_is_judged_reported_and_undone(
+    executed: Callable[..., Outcome],
+) -> None:
+    done: list[str] = []
+
+    def up(run: Run) -> None:
+        run.undo.callback(done.append, "cluster down")
+        run.undo.callback(done.append, "stack gone")
+        raise ClusterError("no node came up", fix="sandbox doctor")
+
+    def deploy(run: Run) -> None:
+        done.append("deployed")
+
+    outcome = executed(up, deploy)
+    assert done == ["stack gone", "cluster down"]
+    assert outcome.exit_code == 4
+    assert written(outcome).verdict == "invalid"
+    assert "no node came up" in written(outcome).headline
+    assert (outcome.folder / "report.html").is_file()
+
+
+def test_a_bug_is_invalid_and_leaves_its_traceback(executed: Callable[..., Outcome]) -> None:
+    def up(run: Run) -> None:
+        raise KeyError("a bug")
+
+    outcome = executed(up)
+    assert outcome.exit_code == 3
+    assert "a bug" in (outcome.folder / "traceback.txt").read_text()
+
+
+def test_an_interrupt_ends_with_130_after_everything_is_undone(executed: Callable[..., Outcome]) -> None:
+    done: list[str] = []
+
+    def up(run: Run) -> None:
+        run.undo.callback(done.append, "down")
+        raise KeyboardInterrupt
+
+    assert executed(up).exit_code == 130
+    assert done == ["down"]
+
+
+def passing(run: Run) -> None:
+    """All that first-answer asks for, as a history: only the steady state is looked at in this test."""
+    for when in ("before", "after"):
+        for position, use in enumerate(run.plan.scenario.steady_state):
+            run.timeline.append(Probed(t=1, probe=use.name, index=position, when=when, ok=True, detail="ok"))  # type: ignore[arg-type]
+
+
+def recover(run: Run) -> None:
+    run.timeline.append(PhaseChanged(t=2, name="recover", status="ok"))
+
+
+@pytest.mark.parametrize("problem", [ClusterError("a container is left"), OSError("the engine is gone")])
+def test_a_run_that_cannot_clean_up_is_no_pass_in_any_of_its_files(
+    plan: Plan, executed: Callable[..., Outcome], problem: Exception
+) -> None:
+    object.__setattr__(plan, "scenario", plan.scenario.model_copy(update={"load": None, "slo": {}}))
+
+    def stuck() -> None:
+        raise problem
+
+    assert executed(passing, recover).exit_code == 0
+
+    def up(run: Run) -> None:
+        run.undo.callback(stuck)
+
+    outcome = executed(up, passing, recover)
+    assert outcome.exit_code in {3, 4}
+    results = written(outcome)
+    assert results.verdict == "invalid"
+    assert str(problem) in results.headline
+    assert "<error" in (outcome.folder / "junit.xml").read_text()
+
+
+def test_attempts_are_spread_over_the_load_and_one_is_made_as_each_fault_strikes() -> None:
+    moments = attack_moments(10, 60.0, [20.0, 21.0])
+    assert len(moments) == 10
+    assert moments == sorted(moments)
+    assert {20.0, 21.0} <= {*moments}
+    assert moments[0] == 0
+    assert 30 < moments[-1] < 60
+
+
+def outcome(error: BaseException | None = None) -> Outcome:
+    return Outcome(judge(history()), Path("runs/x"), error)
+
+
+class Recorded:
+    """A record as `release` reads it."""
+
+    def __init__(self, owner: Owner | None) -> None:
+        self.owner = owner
+
+
+@pytest.mark.parametrize(("owner", "removed"), [(Owner.me(), True), (None, False), (Owner(1, 0.0), False)])
+def test_only_a_cluster_that_this_process_made_is_taken_down(
+    owner: Owner | None, removed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downs: list[str] = []
+    monkeypatch.setattr(suite.record, "find", lambda name: Recorded(owner))
+    monkeypatch.setattr(suite.cluster, "down", downs.append)
+    suite.release("solo")
+    assert bool(downs) == removed
+
+
+def test_scenarios_of_one_shape_share_a_cluster_and_the_last_takes_it_down(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    released: list[str] = []
+
+    def fake(plan: Plan, options: Options) -> Outcome:
+        kept.append(options.keep_cluster)
+        return outcome()
+
+    monkeypatch.setattr(suite, "execute", fake)
+    monkeypatch.setattr(suite, "release", released.append)
+    assert len(suite.execute_all([plan, plan, plan], Options())) == 3
+    assert kept == [True, True, False]
+    assert set(released) == {"solo"}
+
+
+def test_an_interrupt_ends_the_suite_after_the_run_it_struck(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+
+    def fake(plan: Plan, options: Options) -> Outcome:
+        ran.append(plan)
+        return outcome(KeyboardInterrupt() if len(ran) == 2 else None)
+
+    monkeypatch.setattr(suite, "execute", fake)
+    monkeypatch.setattr(suite, "release", lambda name: None)
+    assert suite.exit_code(suite.execute_all([plan] * 4, Options())) == 130
+    assert len(ran) == 2
+
+
+def test_a_run_out_of_time_is_invalid(executed: Callable[..., Outcome]) -> None:
+    def up(run: Run) -> None:
+        raise DeadlineExceeded("the node did not come", details=["node: NotReady"])
+
+    result = executed(up)
+    assert result.exit_code == 3
+    assert "NotReady" in written(result).headline
