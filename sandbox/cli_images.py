@@ -85,7 +85,7 @@ def images_push(
 
 @images_app.command("trim")
 def images_trim(output: OutputOption = Output.text) -> None:
-    """Remove the caches that only building needs; what was built stays."""
+    """Remove the caches that only building needs, what broken builds left, and images of other recipes than now."""
     from sandbox import images
 
     freed = images.trim()

@@ -38,7 +38,7 @@ class Plan:
     cluster: ClusterSpec
     cluster_source: Path
     stack: Stack
-    guardrails: list[Guardrail]
+    guardrails: list[tuple[Guardrail, dict[str, Any]]]
     attempts: list[Attempt]
     profile: Profile | None
 
@@ -55,7 +55,7 @@ class Plan:
     @property
     def images(self) -> list[str]:
         """Every app image the nodes need, each once."""
-        named = [*self.stack.images, *(image for guardrail in self.guardrails for image in guardrail.images)]
+        named = [*self.stack.images, *(image for guardrail, _ in self.guardrails for image in guardrail.images)]
         return list(dict.fromkeys(named))
 
     def load_in_words(self) -> str:
@@ -76,7 +76,10 @@ class Plan:
         rows = [
             ("scenario", f"{scenario.metadata.name} ({self.source})"),
             ("cluster", f"{self.cluster.metadata.name}: {self.cluster.metadata.description}"),
-            ("guardrails", ", ".join(each.metadata.name for each in self.guardrails) or "none"),
+            (
+                "guardrails",
+                ", ".join(f"{rule.metadata.name} {values or ''}".strip() for rule, values in self.guardrails) or "none",
+            ),
             ("stack", f"{self.stack.metadata.name} {self.values or ''}".strip()),
             ("images", ", ".join(self.images)),
             ("steady state", ", ".join(_called(use) for use in scenario.steady_state)),
@@ -161,7 +164,7 @@ def _load_one(path: Path) -> Plan:
         cluster=cluster.model,
         cluster_source=cluster.path,
         stack=stacks.load(scenario.stack.name),
-        guardrails=[guardrails.load(name) for name in scenario.guardrails],
+        guardrails=[(guardrails.load(use.name), use.params) for use in scenario.guardrails],
         attempts=_attempts(scenario.attacks),
         profile=profiles.resolve(scenario.load.profile) if scenario.load else None,
     )
@@ -175,9 +178,9 @@ def _mistakes(raw: Any) -> list[tuple[KeyPath, str]]:
         items = reach(raw, *keys)
         return [(*keys, position) for position in range(len(items))] if isinstance(items, list) else []
 
-    def named(keys: KeyPath, find: Callable[[str], T]) -> T | None:
+    def named(keys: KeyPath, find: Callable[[str], T], name: Any = None) -> T | None:
         """What the name at `keys` stands for; None where nothing has it, or no name is there."""
-        name = reach(raw, *keys)
+        name = name or reach(raw, *keys)
         try:
             return find(name) if isinstance(name, str) else None
         except UsageError as error:
@@ -186,10 +189,12 @@ def _mistakes(raw: Any) -> list[tuple[KeyPath, str]]:
 
     named(("cluster",), _cluster)
     named(("load", "profile"), profiles.resolve)
-    stack, values = named(("stack", "name"), stacks.load), reach(raw, "stack", "values")
-    if stack is not None and isinstance(values, dict):
-        found += [(("stack", "values", *keys), words) for keys, words in value_problems(stack.values, values)]
-    rules = [named(keys, guardrails.load) for keys in each("guardrails")]
+    stack = named(("stack", "name"), stacks.load)
+    found += _value_mistakes(stack, ("stack", "values"), reach(raw, "stack", "values"))
+    rules = []
+    for keys, use in [(keys, called(reach(raw, *keys))) for keys in each("guardrails")]:
+        rules.append(named(keys, guardrails.load, use and use.name))
+        found += _value_mistakes(rules[-1], (*keys, use.name), use.params) if use else []
     attempts = [named(keys, lambda name: _attempts([name])) for keys in each("attacks")]
     if attempts and None not in [*attempts, *rules] and not any(rule and rule.tenant for rule in rules):
         found.append((("attacks",), "attacks need a guardrail that makes a tenant: [tenant]"))
@@ -198,6 +203,12 @@ def _mistakes(raw: Any) -> list[tuple[KeyPath, str]]:
             if use := called(reach(raw, *keys)):
                 found += [((*keys, *below), words) for below, words in registry.problems(use.name, use.params)]
     return found
+
+
+def _value_mistakes(spec: Stack | Guardrail | None, keys: KeyPath, values: Any) -> list[tuple[KeyPath, str]]:
+    if spec is None or not isinstance(values, dict):
+        return []
+    return [((*keys, *below), words) for below, words in value_problems(spec.values, values)]
 
 
 def _cluster(name: str) -> Document[ClusterSpec]:

@@ -131,9 +131,9 @@ def deploy(run: Run) -> None:
     refs = _references(run.plan)
     if left := namespaces.clear(run.kube):
         say(f"removed what a run that was killed or kept has left: {', '.join(left)}")
-    for guardrail in run.plan.guardrails:
+    for guardrail, values in run.plan.guardrails:
         with step(f"guardrail {guardrail.metadata.name}"):
-            applied = guardrails.apply(run.kube, guardrail, {}, images=refs)
+            applied = guardrails.apply(run.kube, guardrail, values, images=refs)
             if not run.options.keep:
                 run.undo.callback(guardrails.remove, run.kube, applied)
             run.tenant = applied.tenant or run.tenant

@@ -67,9 +67,9 @@ def up(
         require(engine)  # before minutes go into images
     with containers.engine_errors(chosen):
         # not under the lock: building them anew takes minutes, and others may want only to look or to take it down
-        binary = images.tool("kind")
         wanted = [*dict.fromkeys([*spec.images, *app_images])]
         refs = {name: image.ref for name, image in images.ensure(["node", *wanted]).items()}
+        binary = images.tool("kind")
         ours = [refs[name] for name in wanted]
         with record.locked(chosen):
             docker = client()

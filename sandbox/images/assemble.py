@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, as_completed
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def prepare(recipe: Recipe) -> None:
 def _compile(recipe: Recipe, beside: Executor) -> None:
     """Compile the modules one after the other, since compilers use all CPUs by themselves."""
     modules = list(recipe.spec.go.values())
-    for module, following in zip(modules, [*modules[1:], None], strict=True):
+    for module, following in zip_longest(modules, modules[1:]):
         if following:
             beside.submit(golang.download, following, recipe.folder)
         golang.build(module, recipe.folder)

@@ -20,9 +20,9 @@ class StackUse(Strict):
 
 
 class Named(Strict):
-    """`- name: {param: value}`: one probe or fault by its registered name, with its parameters."""
+    """`- name: {param: value}`: one probe, fault or guardrail by its name, with its parameters."""
 
-    name: str = Field(description="A registered name, such as pod.kill or openai.chat.")
+    name: str = Field(description="A registered name, such as pod.kill or openai.chat; or a guardrail's.")
     params: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -98,7 +98,7 @@ class Recover(Strict):
 
 
 ScenarioSlo = Annotated[Slo, AfterValidator(check_slo)]
-Probes = Annotated[
+Uses = Annotated[
     list[Named],
     WithJsonSchema({"type": "array", "items": {"type": ["object", "string"], "minProperties": 1, "maxProperties": 1}}),
 ]
@@ -125,12 +125,15 @@ class Scenario(Strict):
     metadata: Metadata
     cluster: str = Field(default="solo", min_length=1, description="A file of clusters/, by name or path.")
     stack: StackUse
-    guardrails: list[Name] = Field(default_factory=list, description="Folders of sandbox/guardrails/, applied first.")
+    guardrails: Uses = Field(
+        default_factory=list,
+        description="Folders of sandbox/guardrails/, applied first: a name, or a name with values.",
+    )
     attacks: list[str] = Field(
         default_factory=list,
         description="Attempts of the catalogue made during the load; [all] for every one.",
     )
-    steady_state: Probes = Field(alias="steadyState", min_length=1, description="Must hold before, and again after.")
+    steady_state: Uses = Field(alias="steadyState", min_length=1, description="Must hold before, and again after.")
     load: Load | None = None
     faults: Faults = Field(default_factory=list)
     recover: Recover = Field(default_factory=Recover)

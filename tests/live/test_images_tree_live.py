@@ -31,7 +31,8 @@ OWN = {"toolbox": "toolbox-of-container", "llama-cpp": "llama-cpp-of-container"}
 
 
 def _left() -> list[str]:
-    return [each.name for each in client().containers.list(all=True) if "sandbox-tree-" in (each.name or "")]
+    there = client().containers.list(all=True, ignore_removed=True)
+    return [each.name for each in there if "sandbox-tree-" in (each.name or "")]
 
 
 @pytest.fixture(scope="module")

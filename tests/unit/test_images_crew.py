@@ -142,3 +142,12 @@ def test_the_container_of_a_tree_is_removed_when_its_build_is_given_up(
         work()
     assert removed.is_set()
     assert time.monotonic() - started < 10
+
+
+def test_an_image_without_compiled_modules_is_prepared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    monkeypatch.setattr(assemble.debian, "build", made.append)
+    toolbox = recipe.recipe("toolbox")
+    assemble.prepare(toolbox)
+    assert made == list(toolbox.spec.debian.values())
+    assert not toolbox.spec.go

@@ -270,3 +270,20 @@ def test_the_catalogue_describes_everything_in_words() -> None:
     for kind, rows in plan.catalogue().items():
         assert rows, kind
         assert all(text for text in rows.values()), kind
+
+
+def test_a_guardrails_values_are_checked_like_a_stacks_each_at_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    shipped = next(each for each in SCENARIOS if each.stem == "survive-a-lost-replica")
+    text = shipped.read_text().replace("guardrails: [tenant]", "guardrails:\n  - tenant: {gpus: '8'}")
+    path.write_text(text)
+    (loaded,) = plan.load_all([str(path)])
+    ((guardrail, values),) = loaded.guardrails
+    assert (guardrail.metadata.name, values) == ("tenant", {"gpus": "8"})
+    path.write_text(text.replace("gpus: '8'", "gpus: many, gpu: 1").replace("  - pod.kill", "  - pod.kil"))
+    with pytest.raises(UsageError) as refused:
+        plan.load_all([str(path)])
+    told = "\n".join(refused.value.details)
+    assert "guardrails[0].tenant.gpus" in told
+    assert "guardrails[0].tenant.gpu:" in told
+    assert "pod.kil" in told
