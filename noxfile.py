@@ -62,7 +62,8 @@ def tests(session: nox.Session) -> None:
         session.run("pytest", "tests", *session.posargs)
         return
     # First what waits more than it works, two files at a time; then what measures or shares a cluster, on its own.
-    session.run("pytest", "tests", "-m", "not alone", "--numprocesses=2", "--dist=loadfile", "--durations=12")
+    beside = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
+    session.run("pytest", "tests", "-m", "not alone", *beside, "--durations=12")
     session.run("pytest", "tests", "-m", "alone", "--durations=12")
 
 

@@ -131,16 +131,14 @@ def deploy(run: Run) -> None:
     refs = _references(run.plan)
     if left := namespaces.clear(run.kube):
         say(f"removed what a run that was killed or kept has left: {', '.join(left)}")
+    if not run.options.keep:
+        run.undo.callback(namespaces.clear, run.kube)
+    run.undo.callback(_collect, run)
     for guardrail, values in run.plan.guardrails:
         with step(f"guardrail {guardrail.metadata.name}"):
             applied = guardrails.apply(run.kube, guardrail, values, images=refs)
-            if not run.options.keep:
-                run.undo.callback(guardrails.remove, run.kube, applied)
             run.tenant = applied.tenant or run.tenant
     with step(f"stack {run.plan.stack.metadata.name}"):
-        if not run.options.keep:
-            run.undo.callback(stacks.undeploy, run.kube, run.plan.stack)
-        run.undo.callback(_collect, run)
         run.deployed = stacks.deploy(
             run.kube, run.plan.stack, run.plan.values, images=refs, addresses=run.cluster.node_addresses
         )

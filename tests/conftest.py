@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-_ONE_CLUSTER = {"sandbox_cluster", "sandbox_clusters", "sandbox_run", "sandbox_stack", "k8s"}
+# Runs measure, and `sandbox run` and the fixture `k8s` use the cluster that is called solo.
+_MEASURED = {"sandbox_cluster", "sandbox_run", "sandbox_stack", "k8s"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and not config.option.sandbox_cluster:
+        config.option.sandbox_cluster = f"solo-{worker}"  # processes do not share a cluster
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if _ONE_CLUSTER & {*getattr(item, "fixturenames", ())}:
+        if _MEASURED & {*getattr(item, "fixturenames", ())}:
             item.add_marker("alone")

@@ -24,6 +24,32 @@ pytestmark = pytest.mark.live
 ATTEMPTS_UNDER_WAY = 4  # the first attempt and its twin are made at once; a second pair may be, on a slow machine
 
 
+SCENARIO = """
+apiVersion: sandbox/v1
+kind: Scenario
+metadata: {name: interrupted, description: A fault and most attempts are still to come when the interrupt strikes.}
+stack: {name: vllm-sim}
+guardrails: [tenant]
+attacks: [all]
+steadyState: [k8s.ready]
+load:
+  profile: chat-short
+  arrivals: {process: poisson, rate: 5}
+  duration: 60s
+faults:
+  - pod.kill: {target: {app: vllm-sim}}
+    at: 30s
+slo:
+  good_request_fraction: ["rate>=0.5"]
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    (tmp_path / "scenario.yaml").write_text(SCENARIO)
+    return [sys.executable, "-m", "sandbox", "run", str(tmp_path / "scenario.yaml"), "--runs", str(tmp_path)]
+
+
 def under_load(runs: Path) -> Seen[Path]:
     found = [path for path in runs.glob("*/timeline.jsonl") if '"load.started"' in path.read_text()]
     return Seen(bool(found), found[0].parent if found else runs, "no load yet")
@@ -31,10 +57,8 @@ def under_load(runs: Path) -> Seen[Path]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_judged_and_leaves_nothing(
-    number: signal.Signals, sandbox_cluster: Cluster, tmp_path: Path
+    number: signal.Signals, sandbox_cluster: Cluster, command: list[str], tmp_path: Path
 ) -> None:
-    # With a fault and attempts still to come: neither may strike after the interrupt.
-    command = [sys.executable, "-m", "sandbox", "run", "survive-a-lost-replica", "--runs", str(tmp_path)]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as process:
         folder = wait_for(lambda: under_load(tmp_path), within=120, what="the load")
         os.kill(process.pid, number)
@@ -53,8 +77,9 @@ def test_an_interrupted_run_is_judged_and_leaves_nothing(
     ]
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next(sandbox_cluster: Cluster, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sandbox", "run", "survive-a-lost-replica", "--runs", str(tmp_path)]
+def test_what_a_killed_run_left_is_removed_by_the_next(
+    sandbox_cluster: Cluster, command: list[str], tmp_path: Path
+) -> None:
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as process:
         wait_for(lambda: under_load(tmp_path), within=120, what="the load")
         process.kill()

@@ -16,7 +16,7 @@ from sandbox.kube import Kube, namespaces, stacks, wait_for
 from sandbox.kube.conditions import rollout
 from sandbox.pytest_plugin import Clusters
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.alone]  # no answer may be missed, however busy the machine
 Ground = tuple[Cluster, Kube, dict[str, str]]
 
 
