@@ -64,6 +64,7 @@ class Run:
     undo: ExitStack
     stop: threading.Event = field(default_factory=threading.Event)
     cluster: Cluster | None = None
+    cluster_goes: bool = False  # with the run; what is on it goes along
     kube: Kube | None = None
     deployed: stacks.Deployed | None = None
     tenant: guardrails.Tenant | None = None
@@ -112,6 +113,7 @@ def up(run: Run) -> None:
     )
     if run.cluster.owner == Owner.me() and not run.options.keep_cluster:
         run.undo.callback(cluster.down, name)
+        run.cluster_goes = True
     cluster.prove_ours(run.cluster)
     run.kube = Kube.connect(run.cluster.kubeconfig, run.cluster.context)
     run.fact(
@@ -131,7 +133,7 @@ def deploy(run: Run) -> None:
     refs = _references(run.plan)
     if left := namespaces.clear(run.kube):
         say(f"removed what a run that was killed or kept has left: {', '.join(left)}")
-    if not run.options.keep:
+    if not (run.options.keep or run.cluster_goes):
         run.undo.callback(namespaces.clear, run.kube)
     run.undo.callback(_collect, run)
     for guardrail, values in run.plan.guardrails:
