@@ -94,7 +94,8 @@ def down(
         raise UsageError("name the clusters to remove, or say --all", fix="sandbox status")
     removed: dict[str, list[str]] = {}
     for name in [each.name for each in cluster.list_clusters()] if all_ else names or []:
-        removed[name] = cluster.down(name)
+        with cluster.lease(name):  # not from under a run
+            removed[name] = cluster.down(name)
         if output is Output.text:
             out.print(f"{name} is down: {len(removed[name])} things removed")
     leftovers = cluster.reap() if all_ else []  # what no record speaks of any more
@@ -119,7 +120,13 @@ def status(
         out.print("no cluster; make one: sandbox up")
     else:
         rows = [
-            (each.name, each.state, each.version, ", ".join(node.name for node in each.nodes), "; ".join(each.problems))
+            (
+                each.name,
+                f"{each.state}, in use" if each.in_use else each.state,
+                each.version,
+                ", ".join(node.name for node in each.nodes),
+                "; ".join(each.problems),
+            )
             for each in found
         ]
         out.print(table(("cluster", "state", "kubernetes", "nodes", "problems"), rows))

@@ -61,7 +61,6 @@ def _strike(run: Run, index: int, use: FaultUse, load_started: float) -> None:
     own, kube, deployed = run.live
     if run.stop.wait(max(0.0, load_started + use.at - run.timeline.now())):
         return
-    say(f"fault {use.name} strikes")
     context = faults.Context(kube, own, deployed.namespace, run.stop)
     faults.drive(use.name, index, context, use.params, run.timeline)
 

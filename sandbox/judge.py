@@ -8,14 +8,27 @@ a pass.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from sandbox import metrics
 from sandbox.metrics import Record
+from sandbox.spec.attack import LAYERS
 from sandbox.spec.results import Check, Results, Status, worst
 from sandbox.spec.scenario import Named, Scenario
 from sandbox.spec.slo import METRICS, Expression, Selector, Slo, Threshold, parse_expression, parse_selector
-from sandbox.timeline import AttackEvent, Event, Fact, FaultEvent, LoadFinished, Note, PhaseChanged, Probed, RunStarted
+from sandbox.timeline import (
+    AttackEvent,
+    Event,
+    Fact,
+    FaultEvent,
+    LoadFinished,
+    Note,
+    PhaseChanged,
+    Probed,
+    Request,
+    RunStarted,
+)
 
 # Held against every run that has a load, unless the scenario's own `validity` names the metric.
 DEFAULT_VALIDITY: Slo = {"client_lag": [Threshold(threshold="p(99)<=10ms")]}
@@ -256,7 +269,7 @@ def _threshold_check(rec: Record, text: str, threshold: Threshold, *, validity: 
     selector = parse_selector(text)
     expression = parse_expression(threshold.threshold, selector.metric)
     seen = metrics.observe(rec, selector, expression)
-    needed = threshold.min_samples or metrics.samples_needed(expression)
+    needed = threshold.min_samples or expression.samples_needed
     status: Status = "pass"
     reason = ""
     if seen.value is None:
@@ -311,13 +324,31 @@ def _witnesses(rec: Record, selector: Selector, most: int) -> list[str]:
         worst_first = [request for _, request in sorted(measured, key=lambda pair: pair[0], reverse=True)]
     else:
         worst_first = sorted(
-            requests, key=lambda r: (not metrics.is_good(r, rec.limits), r.t - r.scheduled), reverse=True
+            requests,
+            key=lambda r: (not metrics.is_good(r, rec.limits), r.outcome != "ok", r.t - r.scheduled),
+            reverse=True,
         )
-    return [
-        f"t={request.t:.2f}s {request.outcome}{f' {request.status}' if request.status else ''} "
-        f"scheduled={request.scheduled:.2f}s took={request.t - request.scheduled:.3f}s {request.detail}".rstrip()
-        for request in worst_first[:most]
+    return [*_tally(rec, requests), *(_told(rec, request) for request in worst_first[:most])]
+
+
+def _tally(rec: Record, requests: Sequence[Request]) -> list[str]:
+    """How many were not good, and why, in one line; nothing where all were."""
+    late = sum(request.outcome == "ok" and not metrics.is_good(request, rec.limits) for request in requests)
+    counts = Counter(request.outcome for request in requests if request.outcome != "ok")
+    words = [f"{count} {outcome}" for outcome, count in counts.most_common()]
+    words += [f"{late} ok but beyond a limit of `good`"] if late else []
+    return [f"of {len(requests)} requests: {', '.join(words)}"] if words else []
+
+
+def _told(rec: Record, request: Request) -> str:
+    broken = metrics.broken_limits(request, rec.limits) if request.outcome == "ok" else []
+    words = [
+        f"t={request.t:.2f}s {request.outcome}{f' {request.status}' if request.status else ''}",
+        f"scheduled={request.scheduled:.2f}s took={request.t - request.scheduled:.3f}s",
+        *(f"{name} beyond {rec.limits[name]:g} s" for name in broken),
+        request.detail,
     ]
+    return " ".join(filter(None, words))
 
 
 def _attacks(scenario: Scenario, timeline: Sequence[Event]) -> list[Check]:
@@ -342,20 +373,25 @@ def _attack_check(name: str, events: list[AttackEvent]) -> Check:
     elif attempt.outcome == "succeeded":
         status, reason = "fail", f"the attempt succeeded: {attempt.message}"
     elif twin.outcome == "denied":
-        status, reason = "fail", f"what must be allowed was denied too, by {twin.by or '?'}: {twin.message}"
+        status, reason = "fail", f"what must be allowed was denied too, by {_layer(twin.by)}: {twin.message}"
     elif "error" in {attempt.outcome, twin.outcome}:
         broken = attempt if attempt.outcome == "error" else twin
         status, reason = "invalid", f"the {broken.variant} could not be made: {broken.message}"
     elif attempt.by != attempt.expected_by:
         status = "invalid"
-        reason = f"denied by {attempt.by or 'nobody known'}, not by {attempt.expected_by}: that guardrail is not proven"
+        reason = f"denied by {_layer(attempt.by)}, not by {_layer(attempt.expected_by)}: that guardrail is not proven"
     return Check(
         id=f"attack/{name}",
         group="attack",
         title=attempt.title if attempt else name,
         status=status,
-        observed="; ".join(f"{e.variant}: {e.outcome}{f' by {e.by}' if e.by else ''}" for e in events) or "nothing",
-        expected=f"attempt: denied by {attempt.expected_by}; allowed: succeeded" if attempt else "an attempt",
+        observed="; ".join(f"{e.variant}: {e.outcome}{f' by {_layer(e.by)}' if e.by else ''}" for e in events)
+        or "nothing",
+        expected=f"attempt: denied by {_layer(attempt.expected_by)}; allowed: succeeded" if attempt else "an attempt",
         reason=reason,
         evidence=[f"t={event.t:.2f}s {event.variant}: {event.outcome} {event.message}" for event in events],
     )
+
+
+def _layer(letter: str) -> str:
+    return LAYERS.get(letter, "nobody known")

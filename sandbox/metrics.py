@@ -12,10 +12,10 @@ import numpy as np
 
 from sandbox.spec.results import Summary, Window
 from sandbox.spec.slo import METRICS, OUTCOMES, Expression, Selector
-from sandbox.timeline import ClientBeat, Event, FaultEvent, LoadFinished, LoadStarted, Request
+from sandbox.timeline import ClientBeat, Event, FaultEvent, LoadFinished, LoadStarted, PhaseChanged, Request
 
-# The chance of wrongly passing a percentile gate on too few samples: MLPerf's early stopping, c = 0.99.
-_CONFIDENCE = 0.99
+# Written while and after a run is judged: to judge it again must give the same.
+_AFTERWARDS = ("judge", "report", "clean up")
 _TRENDS = ("ttft", "ttft_intended", "tpot", "icl", "e2e", "sched_lag")
 
 
@@ -72,7 +72,8 @@ def record(events: Iterable[Event], limits: dict[str, float] | None = None) -> R
     started = finished = None
     end = 0.0
     for event in events:
-        end = max(end, event.t)
+        if not (isinstance(event, PhaseChanged) and event.name in _AFTERWARDS):
+            end = max(end, event.t)
         match event:
             case Request():
                 requests.append(event)
@@ -130,7 +131,12 @@ def is_good(request: Request, limits: dict[str, float]) -> bool:
     """Ended `ok` and met every request-level limit."""
     if request.outcome != "ok":
         return False
-    return all(_meets(request, name, limit) for name, limit in limits.items())
+    return not broken_limits(request, limits)
+
+
+def broken_limits(request: Request, limits: dict[str, float]) -> list[str]:
+    """The request-level limits that an answered request did not meet."""
+    return [name for name, limit in limits.items() if not _meets(request, name, limit)]
 
 
 def _meets(request: Request, name: str, limit: float) -> bool:
@@ -169,14 +175,6 @@ def _latency(request: Request, metric: str) -> float | None:
 def received(request: Request) -> int:
     """Tokens as the server counted them; content chunks where it did not say."""
     return request.chunks if request.tokens is None else request.tokens
-
-
-def samples_needed(expression: Expression) -> int:
-    """Fewest samples for which the figure means anything: ln(1-c)/ln(q) for a percentile, one otherwise."""
-    quantile = 50.0 if expression.aggregation == "med" else expression.quantile
-    if quantile is None:
-        return 1
-    return math.ceil(math.log(1 - _CONFIDENCE) / math.log(quantile / 100))
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,6 @@ def preflight(run: Run) -> None:
 def up(run: Run) -> None:
     """A cluster of the right shape, this run's alone: taken if it runs, else made; one made goes away with the run."""
     spec, name = run.plan.cluster, run.options.cluster_name or run.plan.cluster.metadata.name
-    run.undo.enter_context(cluster.lease(name))
     run.cluster = cluster.up(
         spec,
         name=name,
@@ -203,7 +202,16 @@ class Outcome:
 
 
 def execute(plan: Plan, options: Options) -> Outcome:
-    """Run a plan to its verdict and leave nothing behind, on success, failure and Ctrl-C alike."""
+    """Run a plan to its verdict and leave nothing behind, on success, failure and Ctrl-C alike.
+
+    Raises:
+        ClusterError: another run uses the cluster; there is no run then.
+    """
+    with cluster.lease(options.cluster_name or plan.cluster.metadata.name):
+        return _execute(plan, options)
+
+
+def _execute(plan: Plan, options: Options) -> Outcome:
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{plan.scenario.metadata.name}-{uuid.uuid4().hex[:4]}"
     folder = options.runs / run_id
     folder.mkdir(parents=True)

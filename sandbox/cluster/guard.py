@@ -39,7 +39,7 @@ def prove_ours(cluster: Cluster) -> None:
         raise ClusterError(
             "this is not provably the cluster that was recorded; nothing is changed",
             where=cluster.name,
-            fix=f"sandbox down {cluster.name}, then sandbox up {cluster.name}",
+            fix=f"sandbox down {cluster.name}, then bring it up again",
             details=problems,
         )
 

@@ -45,6 +45,7 @@ class Status:
     created: float
     nodes: tuple[NodeStatus, ...]
     problems: tuple[str, ...]
+    in_use: bool = False  # by a run
 
 
 def status(name: str) -> Status:
@@ -109,6 +110,7 @@ def _of(known: Cluster) -> Status:
         created=known.created,
         nodes=shown,
         problems=tuple(problems),
+        in_use=record.leased(known.name),
     )
 
 

@@ -28,6 +28,7 @@ from sandbox.spec.cluster import ClusterSpec
 
 # the engine's host names are cut at 63 characters, and nodes are called <name>-control-plane2
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+_LOOK_SECONDS = 0.5  # as long as somebody may only look whether a lease is held
 _LOCK_SECONDS = 600.0  # a create with workers on a slow machine
 
 
@@ -178,15 +179,24 @@ def lease(name: str) -> Iterator[None]:
         UsageError: that is no name of a cluster.
         ClusterError: another run holds it.
     """
-    fix = "wait for it, or give another --cluster-name"
-    with _held(_lock_file(name, ".run.lock"), 0, "another run uses this cluster", name, fix):
+    fix = "wait for it, or use a cluster of another name"
+    with _held(_lock_file(name, ".run.lock"), _LOOK_SECONDS, "another run uses this cluster", name, fix):
         yield
+
+
+def leased(name: str) -> bool:
+    """Tell whether a run uses the cluster right now."""
+    return _taken(_lock_file(name, ".run.lock"))
 
 
 def busy(name: str) -> bool:
     """Tell whether a command works on the cluster right now."""
+    return _taken(_lock_file(name))
+
+
+def _taken(path: Path) -> bool:
     try:
-        with FileLock(_lock_file(name), timeout=0):
+        with FileLock(path, timeout=0):
             return False
     except Timeout:
         return True
@@ -243,7 +253,9 @@ def get(name: str) -> Cluster:
     found = find(name)
     if found is None:
         there = ", ".join(each for each in names() if find(each)) or "none"
-        raise UsageError("there is no such cluster", where=name, fix=f"sandbox up {name}", details=[f"there: {there}"])
+        raise UsageError(
+            "there is no such cluster", where=name, fix=f"sandbox up SHAPE --name {name}", details=[f"there: {there}"]
+        )
     return found
 
 

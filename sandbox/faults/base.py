@@ -23,6 +23,7 @@ from sandbox.cluster import Cluster
 from sandbox.errors import DeadlineExceeded, SandboxError, Unproven
 from sandbox.kube import Kube, Seen, wait_for
 from sandbox.kube.wait import Watched
+from sandbox.progress import say
 from sandbox.spec.registry import Registry
 from sandbox.timeline import FaultEvent, Timeline
 
@@ -96,6 +97,7 @@ def drive(name: str, index: int, context: Context, params: dict[str, Any], timel
     """Run one fault to its end, writing each state as it is reached; a failing fault is an event, no exception."""
 
     def write(state: Any, evidence: Evidence) -> None:
+        say(f"fault {name} {state.replace('_', ' ')}: {evidence.detail.splitlines()[0] if evidence.detail else ''}")
         timeline.append(
             FaultEvent(
                 t=timeline.now(), fault=name, index=index, state=state, detail=evidence.detail, evidence=evidence.values

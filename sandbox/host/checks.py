@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 from platformdirs import user_cache_path
 from rich.table import Table
+from rich.text import Text
 
 from sandbox import paths
 from sandbox.errors import EXIT_ENVIRONMENT, EXIT_PASS, EnvironmentMissing, UsageError
@@ -111,8 +112,8 @@ def as_table(checks: Sequence[Check]) -> Table:
     table.add_column("seen", overflow="fold")
     table.add_column("fix", overflow="fold")
     for check in checks:
-        colour = _COLOURS[check.state]
-        table.add_row(f"[{colour}]{check.state}[/]", check.name, check.seen.replace("[", r"\["), check.fix)
+        # texts, never markup: engines and variables say what they like
+        table.add_row(Text(check.state, style=_COLOURS[check.state]), *map(Text, (check.name, check.seen, check.fix)))
     return table
 
 

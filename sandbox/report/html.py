@@ -17,6 +17,7 @@ from sandbox.report import charts, series, text
 from sandbox.report.charts import Chart
 from sandbox.report.files import write_atomic
 from sandbox.report.series import Load
+from sandbox.spec.attack import LAYERS
 from sandbox.spec.results import Check, Results, Status, Window
 from sandbox.timeline import AttackEvent, Event, LoadStarted, PhaseChanged, RunStarted
 
@@ -107,6 +108,7 @@ def environment() -> Environment:
         "cut": lambda value: text.plain(value)[:_LINE_LIMIT],
         "slug": lambda value: re.sub(r"[^a-z0-9]+", "-", str(value).lower()).strip("-"),
         "moment": _moment,
+        "layer": lambda letter: LAYERS.get(letter, letter),
         "quoted": lambda value: shlex.quote(text.plain(value)),
         "svg": Markup,  # only ever put to charts.Chart.svg
     }

@@ -49,7 +49,8 @@ def render(results: Results, console: Console, folder: Path | None = None) -> No
     if results.summaries:
         parts += [Text(), figures(results.summaries, narrow=console.width < _NARROW)]
     if results.time_to_recover is not None:
-        parts.append(Text(f"  recovered in {seconds(results.time_to_recover)}"))
+        told = f"recovered in {seconds(results.time_to_recover)}" if results.time_to_recover else "no request was hurt"
+        parts.append(Text(f"  {told}"))
     notes = [note for note in results.notes if note.startswith(("warning", "error"))]
     parts += [Text(f"  {one_line(note)}", style="yellow") for note in notes[:5]]
     parts.append(Text())

@@ -14,6 +14,18 @@ from pydantic import Field, model_validator
 from sandbox.spec.base import API_VERSION, Metadata, Strict
 
 Denier = Literal["R", "P", "V", "M", "Q", "N", "K", "S", "A", "D"]
+LAYERS: dict[str, str] = {
+    "R": "RBAC",
+    "P": "Pod Security",
+    "V": "admission policy",
+    "M": "static admission policy",
+    "Q": "quota",
+    "N": "NetworkPolicy",
+    "K": "Kueue",
+    "S": "sandboxed runtime",
+    "A": "API server or kubelet",
+    "D": "disruption budget",
+}
 
 
 class Create(Strict):

@@ -7,9 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from sandbox.spec.base import API_VERSION, Duration, KeyPath, Metadata, Mistakes, Name, Strict, reach, seconds
-from sandbox.spec.slo import Slo, check_slo, parse_selector
+from sandbox.spec.slo import Slo, check_slo, parse_expression, parse_selector
 
 _AT = "at"
+
+_PER_REQUEST = frozenset({"ttft", "ttft_intended", "tpot", "ntpot", "e2e", "sched_lag"})
+_LUCK = 1.3  # random arrivals may be so many more than their rate says
 
 
 class StackUse(Strict):
@@ -168,7 +171,8 @@ def contradictions(raw: Any) -> list[tuple[KeyPath, str]]:
     problems: list[tuple[KeyPath, str]] = []
     if not raw.get("slo"):
         problems.append((("load",), "a load without `slo` could not fail; write at least one threshold"))
-    return [*problems, *_late_faults(raw), *_unanswerable(raw, "slo"), *_unanswerable(raw, "validity")]
+    in_rooms = [found(raw, room) for found in (_unanswerable, _too_few_samples) for room in ("slo", "validity")]
+    return [*problems, *_late_faults(raw), *(each for found in in_rooms for each in found)]
 
 
 def _late_faults(raw: dict[str, Any]) -> list[tuple[KeyPath, str]]:
@@ -205,4 +209,24 @@ def _unanswerable(raw: dict[str, Any], room: str) -> list[tuple[KeyPath, str]]:
             problems.append(
                 ((room, text), f"the load sends no profile {asked!r}; use {{profile:{profile}}}, or no tag")
             )
+    return problems
+
+
+def _too_few_samples(raw: dict[str, Any], room: str) -> list[tuple[KeyPath, str]]:
+    """Percentiles for which this load cannot send enough requests; closed loops send as many as are answered."""
+    rate, lasting = reach(raw, "load", "arrivals", "rate"), _seconds(reach(raw, "load", "duration"))
+    if not isinstance(rate, int | float) or lasting is None or not isinstance(raw.get(room), dict):
+        return []
+    problems: list[tuple[KeyPath, str]] = []
+    for text, thresholds in raw[room].items():
+        for position, threshold in enumerate(thresholds if isinstance(thresholds, list) else ()):
+            try:
+                metric = parse_selector(str(text)).metric
+                needed = parse_expression(threshold, metric).samples_needed
+            except (ValueError, TypeError):  # the model has said so, or `minSamples` says otherwise
+                continue
+            if metric in _PER_REQUEST and needed > _LUCK * rate * lasting:
+                words = f"needs {needed} samples, and this load sends about {rate * lasting:.0f} requests"
+                hint = "load for longer, ask for a lower percentile, or set minSamples"
+                problems.append(((room, text, position), f"{threshold} {words}; {hint}"))
     return problems

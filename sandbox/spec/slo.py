@@ -70,6 +70,7 @@ AGGREGATIONS: dict[Kind, tuple[str, ...]] = {
     "count": ("count", "rate", "value"),
     "value": ("value",),
 }
+_CONFIDENCE = 0.99
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 _EXPRESSION = re.compile(
     r"^\s*(?P<agg>p\(\d+(?:\.\d+)?\)|[a-z]+)\s*(?P<op><=|>=|<|>|==|!=)\s*"
@@ -99,6 +100,15 @@ class Expression:
     quantile: float | None
     operator: str
     bound: float
+
+    @property
+    def samples_needed(self) -> int:
+        """Fewest samples for which the figure means anything: ln(1-c)/ln(q) for a percentile, one otherwise.
+
+        c is the chance of not passing wrongly, 0.99: MLPerf's early stopping with no violation.
+        """
+        quantile = 50.0 if self.aggregation == "med" else self.quantile
+        return 1 if quantile is None else math.ceil(math.log(1 - _CONFIDENCE) / math.log(quantile / 100))
 
     def holds(self, observed: float) -> bool:
         """Whether `observed` satisfies it. A NaN never does."""
@@ -157,8 +167,11 @@ def parse_expression(text: str, metric: str) -> Expression:
         if unit not in _UNITS:
             raise ValueError(f"{text!r} needs a unit of time: us, ms, s or m")
         return Expression(aggregation, quantile, match["op"], number * _UNITS[unit])
-    if unit == "%" and known.kind == "rate":
-        return Expression(aggregation, quantile, match["op"], number / 100)
+    if known.kind == "rate" or aggregation == "rate":
+        number = number / 100 if unit == "%" else number
+        if number > 1:
+            raise ValueError(f"{text!r}: a share lies between 0 and 1, or 0% and 100%")
+        unit = None if unit == "%" else unit
     if unit:
         raise ValueError(f"{text!r}: {metric} has no unit {unit!r}")
     return Expression(aggregation, quantile, match["op"], number)

@@ -15,7 +15,7 @@ from test_judge import history
 from typer.testing import CliRunner
 
 from sandbox import cli, cli_output, cluster, images, plan
-from sandbox.cluster import Cluster, Node, Proof, nodes
+from sandbox.cluster import Cluster, Node, Proof, nodes, record
 from sandbox.errors import (
     EXIT_ENVIRONMENT,
     EXIT_FAIL,
@@ -139,8 +139,8 @@ def test_what_clusters_say_is_shown_as_it_is() -> None:
         (["run", "--dry-run", "nonsense"], "use one of: first-answer"),
         (["judge", "nonsense"], "give the folder of a run"),
         (["report", "nonsense"], "give the folder of a run"),
-        (["kubeconfig", "nonsense"], "sandbox up nonsense"),
-        (["prove", "nonsense"], "sandbox up nonsense"),
+        (["kubeconfig", "nonsense"], "sandbox up SHAPE --name nonsense"),
+        (["prove", "nonsense"], "sandbox up SHAPE --name nonsense"),
         (["down"], "sandbox status"),
         (["down", "solo", "--all"], "sandbox status"),
     ],
@@ -405,3 +405,13 @@ def test_images_answer_programs(typed: Typed, monkeypatch: pytest.MonkeyPatch) -
     assert json.loads(typed("images", "push", "r:5000", "-o", "json")[1]) == {"toolbox": "r:5000/toolbox@sha256:2"}
     assert typed("images", "trim")[1] == "5.0 GB freed\n"
     assert json.loads(typed("images", "trim", "-o", "json")[1]) == {"freed": 5_000_000_000}
+
+
+def test_a_cluster_is_not_taken_down_from_under_a_run(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path))
+    with record.lease("mine"):
+        code, _, err = typed("down", "mine")
+    assert code == EXIT_ENVIRONMENT
+    assert "another run uses this cluster" in err

@@ -106,8 +106,9 @@ def test_one_run_at_a_time_uses_a_cluster() -> None:
         with pytest.raises(ClusterError, match="another run uses this cluster") as refused, record.lease("solo"):
             pass
         with record.lease("trio"), record.locked("solo", wait=False):  # neither others nor commands are kept out
-            pass
-    assert "--cluster-name" in refused.value.fix
+            assert record.leased("solo")
+    assert "another name" in refused.value.fix
+    assert not record.leased("solo")
     with record.lease("solo"):
         pass
     assert record.names() == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from sandbox.errors import EnvironmentMissing
 from sandbox.host import capabilities, checks, go, kernel, registries
@@ -258,3 +260,11 @@ def test_a_machine_without_engine_is_refused_with_all_that_is_missing() -> None:
     with pytest.raises(EnvironmentMissing) as refused:
         require(ABSENT)
     assert any("no engine is installed" in line for line in refused.value.details)
+
+
+def test_what_a_check_says_is_text_and_never_markup() -> None:
+    found = checks.Check("registry", "degraded", "[red]x[/] [/b]", "SANDBOX_REGISTRY=<host:port>[/prefix]")
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(checks.as_table([found]))
+    assert "[red]x[/] [/b]" in shown.getvalue()
+    assert "<host:port>[/prefix]" in shown.getvalue()

@@ -318,3 +318,17 @@ def test_a_run_that_stopped_early_says_once_that_the_rest_was_not_reached() -> N
     results = judge([*events, *stopped])
     assert [item.id for item in results.checks] == ["phase/up", "phase/not-reached"]
     assert "no disk" in results.headline
+
+
+def test_what_is_written_while_a_run_is_judged_does_not_change_its_verdict_when_it_is_judged_again() -> None:
+    later = [PhaseChanged(t=60 + n, name=name, status="ok") for n, name in enumerate(("judge", "report"))]
+    assert judge([*history(), *later]) == judge(history())
+
+
+def test_why_requests_were_not_good_is_counted_and_those_that_failed_stand_first() -> None:
+    load = {**SCENARIO["load"], "good": {"ttft": "200ms"}}
+    mixed = [request(LOAD_AT + n / 10, "timeout" if n < 4 else "ok", ttft=0.3 if n > 289 else 0.1) for n in range(300)]
+    evidence = check(judge(history(spec=scenario(load=load), requests=mixed)), "slo/good_request").evidence
+    assert evidence[0] == "of 300 requests: 4 timeout, 10 ok but beyond a limit of `good`"
+    assert [line.split()[1] for line in evidence[1:]] == ["timeout"] * 4 + ["ok"] * 4
+    assert "ttft beyond 0.2 s" in evidence[-1]

@@ -149,6 +149,7 @@ def test_attacks_show_attempt_and_twin_and_a_breach_is_marked(whole: Whole) -> N
     assert "not held" in text
     assert "(had to be denied)" in page.said
     assert "4 secrets" in page.said
+    assert "by Pod Security" in page.said
 
 
 def test_an_attack_is_marked_as_the_judge_found_it(tmp_path: Path) -> None:

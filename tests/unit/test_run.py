@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def plan() -> Plan:
 def executed(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     def through(*phases: Phase) -> Outcome:
         monkeypatch.setattr(run, "PHASES", (*phases, run.judge, run.report))
-        return execute(plan, Options(runs=tmp_path))
+        return execute(plan, Options(runs=tmp_path, cluster_name=f"unit-{os.getpid()}"))
 
     return through
 

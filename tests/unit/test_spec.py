@@ -16,7 +16,7 @@ from sandbox.spec import load_text
 from sandbox.spec.base import Duration, duration, seconds
 from sandbox.spec.cluster import ClusterSpec
 from sandbox.spec.registry import Registry
-from sandbox.spec.scenario import Load, Recover, Scenario
+from sandbox.spec.scenario import Load, Recover, Scenario, contradictions
 from sandbox.spec.slo import METRICS, WHOLE_RUN, parse_expression, parse_selector
 
 HERE = Path("demo.yaml")
@@ -263,3 +263,27 @@ def test_each_mistake_in_kinds_own_configuration_has_its_line() -> None:
 def test_empty_keys_of_kinds_configuration_are_as_if_they_were_not_there() -> None:
     text = SHAPE[: SHAPE.index("  name: other")] + "  networking:\n  nodes:\n"
     assert load_text(text, HERE, ClusterSpec).model.nodes == [{"role": "control-plane"}]
+
+
+def test_a_share_beyond_all_is_refused() -> None:
+    for text in ("rate>=1.95", "rate>=195%"):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            parse_expression(text, "good_request_fraction")
+    assert parse_expression("rate>=99%", "good_request_fraction").bound == 0.99
+    assert parse_expression("count<=195", "truncated").bound == 195
+
+
+@pytest.mark.parametrize(
+    ("rate", "threshold", "refused"),
+    [
+        (5, "p(99)<=300ms", True),
+        (5, "p(50)<=300ms", False),
+        (5, {"threshold": "p(99)<=300ms", "minSamples": 20}, False),
+        (50, "p(99)<=300ms", False),
+    ],
+)
+def test_a_percentile_that_the_load_cannot_fill_is_refused_before_the_run(
+    rate: float, threshold: object, refused: bool
+) -> None:
+    raw = {"load": {"arrivals": {"rate": rate}, "duration": "10s"}, "slo": {"ttft": [threshold]}}
+    assert any("needs 459 samples" in words for _, words in contradictions(raw)) == refused
