@@ -37,7 +37,7 @@ def exercise(run: Run) -> None:
         halt.callback(process.stop)
         halt.callback(run.stop.set)
         work = [pool.submit(_strike, run, index, use, process.started_at) for index, use in enumerate(run.plan.faults)]
-        work.append(pool.submit(_attack, run, process.started_at))
+        work.append(pool.submit(_attack, run, process.started_at, wanted.duration))
         code = process.wait(wanted.duration + wanted.timeout + _LOAD_SLACK)
         if code:
             run.stop.set()
@@ -65,17 +65,15 @@ def _strike(run: Run, index: int, use: FaultUse, load_started: float) -> None:
     faults.drive(use.name, index, context, use.params, run.timeline)
 
 
-def _attack(run: Run, load_started: float) -> None:
+def _attack(run: Run, load_started: float, duration: float) -> None:
     """Make every attempt and its allowed twin while load and faults run."""
-    if not run.plan.attempts or run.plan.scenario.load is None:
+    if not run.plan.attempts:
         return
     own, kube, _ = run.live
     if run.tenant is None:
         raise Unproven("attacks need a guardrail that makes a tenant", fix="add `guardrails: [tenant]`")
     run.fact("attacks", planned=[attempt.id for attempt in run.plan.attempts])
-    moments = attack_moments(
-        len(run.plan.attempts), run.plan.scenario.load.duration, [use.at for use in run.plan.faults]
-    )
+    moments = attack_moments(len(run.plan.attempts), duration, [use.at for use in run.plan.faults])
     for attempt, at in zip(run.plan.attempts, moments, strict=True):
         if run.stop.wait(max(0.0, load_started + at - run.timeline.now())):
             return

@@ -173,7 +173,8 @@ def locked(name: str, *, wait: bool = True) -> Iterator[None]:
 def lease(name: str) -> Iterator[None]:
     """Hold the cluster for one run, which deploys to it and clears it; does not wait, and is not reentrant.
 
-    Commands that make, look at or remove the cluster are not kept out. The lease goes with the process.
+    Commands that make it or look at it are not kept out; `sandbox down` and `sandbox prove` take the lease too. It goes
+    with the process.
 
     Raises:
         UsageError: that is no name of a cluster.
