@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sandbox"
-MODULES = sorted(PACKAGE.rglob("*.py"))
+# what protoc generates is not ours to keep small
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.stem.endswith("_pb2"))
 LEAVES = {"errors", "progress", "paths", "__init__"}
 # room -> the rooms it may import; `errors`, `progress` and `paths` are open to all.
 ALLOWED: dict[str, set[str]] = {
@@ -22,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "images": {"spec", "host"},
     "kube": {"spec"},
     "cluster": {"spec", "host", "images", "kube"},
-    "faults": {"spec", "timeline", "host", "images", "cluster", "kube"},
+    "gpu": {"spec", "timeline", "host", "images", "cluster", "kube"},
+    "faults": {"spec", "timeline", "host", "images", "cluster", "kube", "gpu"},
     "probes": {"spec", "timeline", "host", "images", "cluster", "kube"},
     "attacks": {"spec", "timeline", "host", "images", "cluster", "kube"},
     "load": {"spec", "timeline"},
@@ -32,6 +35,7 @@ ALLOWED["exercise"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["run"] = {*ALLOWED}
 LIBRARIES = {
     "kubernetes": {"kube"},
+    "grpc": {"gpu"},
     "docker": {"images", "cluster", "host", "faults"},
     "locust": {"load"},
     "gevent": {"load"},
@@ -76,6 +80,17 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_an_import_the_wrong_way_is_seen() -> None:
     assert wrong_imports(PACKAGE / "judge.py", "from sandbox.kube import Kube\nimport docker\n")
     assert wrong_imports(PACKAGE / "spec" / "x.py", "from sandbox import metrics\n")
+
+
+EMULATOR = sorted((PACKAGE / "gpu" / "emulator").rglob("*.py"))
+IN_ITS_IMAGE = {"sandbox", "grpc", "google", "prometheus_client", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("path", EMULATOR, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_emulator_imports_only_what_its_image_has(path: Path) -> None:
+    names = imported(ast.parse(path.read_text()))
+    assert {name.split(".")[0] for name in names} <= IN_ITS_IMAGE
+    assert not [name for name in names if name.startswith("sandbox.") and not name.startswith("sandbox.gpu.emulator")]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,0 +1,1 @@
+"""Emulated GPUs: profiles and control on this side, `emulator/` inside the cluster."""
