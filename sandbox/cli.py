@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from sandbox import __version__
+from sandbox.cli_gpu import gpu_app
 from sandbox.cli_images import images_app
 from sandbox.cli_output import Output, OutputOption, out, table, write_json
 from sandbox.errors import EXIT_FAIL, EXIT_INVALID, SandboxError, UsageError
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 pass, 1 fail, 2 usage or bad spec, 3 invalid, 4 environment missing, 130 interrupted.",
 )
+app.add_typer(gpu_app, name="gpu")
 app.add_typer(images_app, name="images")
 ShapeArgument = Annotated[str, typer.Argument(help="A shape: a name of clusters/, or the path of a file.")]
 NameArgument = Annotated[str, typer.Argument(help="A cluster's name.")]
@@ -124,7 +126,9 @@ def status(
                 each.name,
                 f"{each.state}, in use" if each.in_use else each.state,
                 each.version,
-                ", ".join(node.name for node in each.nodes),
+                ", ".join(
+                    [node.name for node in each.nodes] + ([f"{each.simulated[1]} simulated"] * any(each.simulated))
+                ),
                 "; ".join(each.problems),
             )
             for each in found

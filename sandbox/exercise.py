@@ -1,49 +1,94 @@
-"""The heart of a run: load, faults and attacks at the same time, on one clock."""
+"""The heart of a run: load, workloads, faults and attacks at the same time, on one clock."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from sandbox import attacks, faults
+from sandbox import attacks, faults, workloads
 from sandbox.errors import SandboxError, Unproven, UsageError
 from sandbox.load import check, runner
 from sandbox.load.plan import plan_for
 from sandbox.progress import say
-from sandbox.spec.scenario import FaultUse
+from sandbox.spec.scenario import FaultUse, Load
 from sandbox.timeline import AttackEvent, Note
 
 if TYPE_CHECKING:
     from sandbox.run import Run
 
 _LOAD_SLACK = 30.0
+_MAKERS = 16  # pods made at once
 # Attempts are spread over the first part of the load: the last ones send packets, which takes a while.
 _ATTACK_SHARE = 0.7
 
 
 def exercise(run: Run) -> None:
-    """Load, faults and attacks on one clock."""
-    wanted = run.plan.scenario.load
-    if wanted is None:
+    """Load, workloads, faults and attacks on one clock."""
+    scenario = run.plan.scenario
+    if scenario.load is None and not scenario.workloads:
         return
+    # Left from the inside out: first everybody is told to stop, then the pool waits for those who do.
+    most = len(run.plan.faults) + len(scenario.workloads) + 2
+    with ThreadPoolExecutor(max_workers=most, thread_name_prefix="exercise") as pool, ExitStack() as halt:
+        process = None
+        begun = run.timeline.now()
+        if scenario.load is not None:
+            process = _start_load(run, scenario.load)
+            halt.callback(process.stop)
+            begun = process.started_at
+        halt.callback(run.stop.set)
+        strikes = [pool.submit(_strike, run, index, use, begun) for index, use in enumerate(run.plan.faults)]
+        work = [*strikes]
+        if scenario.workloads:
+            work += _start_workloads(run, begun, strikes, pool, halt)
+        if process is None or scenario.load is None:
+            _finish(run, work)
+        else:
+            work.append(pool.submit(_attack, run, begun, scenario.load.duration))
+            code = process.wait(scenario.load.duration + scenario.load.timeout + _LOAD_SLACK)
+            if code:
+                run.stop.set()
+            _finish(run, work)
+            if code:
+                details = runner.tail(process.log)
+                raise Unproven(f"the load client ended with exit code {code}", details=details)
+
+
+def _start_load(run: Run, wanted: Load) -> runner.LoadProcess:
+    """Start the load, after one request that is not measured."""
     _, _, deployed = run.live
     _look_at_endpoint(run)
     say(f"load: {run.plan.load_in_words()}")
-    process = runner.start(plan_for(wanted, run.timeline, url=deployed.url, model=deployed.model), run.timeline)
-    # Left from the inside out: first everybody is told to stop, then the pool waits for those who do.
-    with ThreadPoolExecutor(max_workers=16, thread_name_prefix="exercise") as pool, ExitStack() as halt:
-        halt.callback(process.stop)
-        halt.callback(run.stop.set)
-        work = [pool.submit(_strike, run, index, use, process.started_at) for index, use in enumerate(run.plan.faults)]
-        work.append(pool.submit(_attack, run, process.started_at, wanted.duration))
-        code = process.wait(wanted.duration + wanted.timeout + _LOAD_SLACK)
-        if code:
-            run.stop.set()
-        _finish(run, work)
-    if code:
-        raise Unproven(f"the load client ended with exit code {code}", details=runner.tail(process.log))
+    return runner.start(plan_for(wanted, run.timeline, url=deployed.url, model=deployed.model), run.timeline)
+
+
+def _start_workloads(
+    run: Run, begun: float, strikes: Sequence[Future[None]], pool: ThreadPoolExecutor, halt: ExitStack
+) -> list[Future[None]]:
+    """Begin to watch, and start every workload at its time; the nodes are looked at when all were watched."""
+    _, kube = run.ground
+    wanted = run.plan.scenario.workloads
+    makers = halt.enter_context(ThreadPoolExecutor(max_workers=_MAKERS, thread_name_prefix="pods"))
+    board = halt.enter_context(workloads.Board(kube, run.timeline, run.stop))
+    ground = workloads.Ground(
+        kube=kube,
+        images=run.images,
+        timeline=run.timeline,
+        stop=run.stop,
+        calm=lambda: all(strike.done() for strike in strikes),
+        pool=makers,
+    )
+    halt.callback(run.stop.set)  # before the pool of makers is waited for
+    driven = [pool.submit(workloads.drive, ground, board, each, begun + each.at) for each in wanted]
+
+    def look() -> None:
+        wait(driven)
+        if not run.stop.is_set():
+            workloads.look_at_nodes(ground, board, wanted)
+
+    return [*driven, pool.submit(look)]
 
 
 def _look_at_endpoint(run: Run) -> None:
@@ -56,12 +101,12 @@ def _look_at_endpoint(run: Run) -> None:
         raise Unproven(error.what, where=error.where, fix=error.fix, details=error.details) from error
 
 
-def _strike(run: Run, index: int, use: FaultUse, load_started: float) -> None:
+def _strike(run: Run, index: int, use: FaultUse, begun: float) -> None:
     """Wait for a fault's time, then drive it."""
-    own, kube, deployed = run.live
-    if run.stop.wait(max(0.0, load_started + use.at - run.timeline.now())):
+    own, kube = run.ground
+    if run.stop.wait(max(0.0, begun + use.at - run.timeline.now())):
         return
-    context = faults.Context(kube, own, deployed.namespace, run.stop)
+    context = faults.Context(kube, own, run.namespace, run.stop)
     faults.drive(use.name, index, context, use.params, run.timeline)
 
 

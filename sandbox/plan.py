@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from sandbox import attacks, faults, probes
 from sandbox.errors import SandboxError, UsageError
+from sandbox.images.recipe import recipe
 from sandbox.kube import guardrails, stacks
 from sandbox.spec import catalogue as files
 from sandbox.spec import profile as profiles
@@ -21,12 +22,15 @@ from sandbox.spec.guardrail import Guardrail
 from sandbox.spec.loader import Document, load
 from sandbox.spec.profile import Profile
 from sandbox.spec.results import Results
-from sandbox.spec.scenario import FaultUse, Named, Scenario, called, contradictions
+from sandbox.spec.scenario import FaultUse, Named, Scenario, StackUse, called, contradictions
 from sandbox.spec.slo import METRICS
 from sandbox.spec.stack import Stack
 from sandbox.spec.values import problems as value_problems
+from sandbox.spec.workload import Workload
 
 T = TypeVar("T")
+S = TypeVar("S", Stack, Guardrail)
+_SHAPE: str = Scenario.model_fields["cluster"].default
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,21 @@ class Plan:
     source: Path
     cluster: ClusterSpec
     cluster_source: Path
-    stack: Stack
+    stack: Stack | None
     guardrails: list[tuple[Guardrail, dict[str, Any]]]
     attempts: list[Attempt]
     profile: Profile | None
+    required: list[tuple[Stack, dict[str, Any]]]
+
+    @property
+    def stacks(self) -> list[tuple[Stack, dict[str, Any]]]:
+        """Every stack with its values, in the order they are deployed: the one under test last."""
+        return [*self.required, *([(self.stack, self.values)] if self.stack else [])]
 
     @property
     def values(self) -> dict[str, Any]:
         """The stack's values as the scenario sets them."""
-        return self.scenario.stack.values
+        return self.scenario.stack.values if self.scenario.stack else {}
 
     @property
     def faults(self) -> list[FaultUse]:
@@ -55,7 +65,9 @@ class Plan:
     @property
     def images(self) -> list[str]:
         """Every app image the nodes need, each once."""
-        named = [*self.stack.images, *(image for guardrail, _ in self.guardrails for image in guardrail.images)]
+        named = [image for stack, _ in self.stacks for image in stack.images]
+        named += [each.image for each in self.scenario.workloads]
+        named += [image for guardrail, _ in self.guardrails for image in guardrail.images]
         return list(dict.fromkeys(named))
 
     def load_in_words(self) -> str:
@@ -80,10 +92,12 @@ class Plan:
                 "guardrails",
                 ", ".join(f"{rule.metadata.name} {values or ''}".strip() for rule, values in self.guardrails) or "none",
             ),
-            ("stack", f"{self.stack.metadata.name} {self.values or ''}".strip()),
+            *(("requires", f"stack {stack.metadata.name} {values or ''}".strip()) for stack, values in self.required),
+            ("stack", f"{self.stack.metadata.name} {self.values or ''}".strip() if self.stack else "none"),
             ("images", ", ".join(self.images)),
-            ("steady state", ", ".join(_called(use) for use in scenario.steady_state)),
+            ("steady state", ", ".join(_called(use) for use in scenario.steady_state) or "none"),
             ("load", self.load_in_words()),
+            *(("workload", workload_in_words(each)) for each in scenario.workloads),
             *(("fault", f"at {use.at:g} s: {_called(use)}") for use in self.faults),
             ("attacks", ", ".join(attempt.id for attempt in self.attempts) or "none"),
             ("recover", f"within {scenario.recover.within:g} s"),
@@ -93,13 +107,26 @@ class Plan:
         return "\n".join(f"{key:<13} {text}" for key, text in rows)
 
     def as_json(self) -> dict[str, Any]:
-        """The same for programs: the scenario's own keys, `source`, `images`, and every attempt by its id."""
+        """The same for programs: the scenario's keys, `source`, `images`, `requires`, and every attempt by its id."""
         return {
             **self.scenario.model_dump(mode="json", by_alias=True),
             "source": str(self.source),
             "images": self.images,
+            "requires": [stack.metadata.name for stack, _ in self.required],
             "attacks": [attempt.id for attempt in self.attempts],
         }
+
+
+def workload_in_words(workload: Workload) -> str:
+    """One line: how many pods, what each asks for, when, for how long they are watched."""
+    asked = ", ".join(f"{amount} {name}" for name, amount in workload.resources.items())
+    asked += (
+        f"{', ' if asked else ''}{'a shared claim' if workload.shared_claim else 'a claim'}" if workload.claim else ""
+    )
+    what = f" of {asked}" if asked else ""
+    return (
+        f"{workload.name}: {workload.pods} pods{what}, at {workload.at:g} s, watched for {workload.within:g} s at most"
+    )
 
 
 def _called(use: Named) -> str:
@@ -163,11 +190,19 @@ def _load_one(path: Path) -> Plan:
         source=document.path,
         cluster=cluster.model,
         cluster_source=cluster.path,
-        stack=stacks.load(scenario.stack.name),
+        stack=stacks.load(scenario.stack.name) if scenario.stack else None,
         guardrails=[(guardrails.load(use.name), use.params) for use in scenario.guardrails],
         attempts=_attempts(scenario.attacks),
         profile=profiles.resolve(scenario.load.profile) if scenario.load else None,
+        required=_required(scenario.stack) if scenario.stack else [],
     )
+
+
+def _required(use: StackUse) -> list[tuple[Stack, dict[str, Any]]]:
+    """The stacks that come before the one under test, with the values that the scenario sets."""
+    given = {each.name: each.params for each in use.requires}
+    before = stacks.ordered(use.name, list(given))[:-1]
+    return [(stack, given.get(stack.metadata.name, {})) for stack in before]
 
 
 def _mistakes(raw: Any) -> list[tuple[KeyPath, str]]:
@@ -187,14 +222,24 @@ def _mistakes(raw: Any) -> list[tuple[KeyPath, str]]:
             found.append((keys, _in_words(error)))
             return None
 
-    named(("cluster",), _cluster)
+    def used(find: Callable[[str], S], *keys: str) -> list[S | None]:
+        """What the names of a list stand for, each with its values checked."""
+        specs: list[S | None] = []
+        place: KeyPath
+        for place in each(*keys):
+            use = called(reach(raw, *place))
+            specs.append(named(place, find, use and use.name))
+            found.extend(_value_mistakes(specs[-1], (*place, use.name), use.params) if use else [])
+        return specs
+
+    shape = named(("cluster",), _cluster, reach(raw, "cluster") or _SHAPE)
+    found += _shape_mistakes(shape.model if shape else None, raw, each("workloads"), each("faults"))
     named(("load", "profile"), profiles.resolve)
+    _ = [named((*keys, "image"), recipe) for keys in each("workloads")]
     stack = named(("stack", "name"), stacks.load)
     found += _value_mistakes(stack, ("stack", "values"), reach(raw, "stack", "values"))
-    rules = []
-    for keys, use in [(keys, called(reach(raw, *keys))) for keys in each("guardrails")]:
-        rules.append(named(keys, guardrails.load, use and use.name))
-        found += _value_mistakes(rules[-1], (*keys, use.name), use.params) if use else []
+    found += _stack_mistakes(raw, stack, used(stacks.load, "stack", "requires"))
+    rules = used(guardrails.load, "guardrails")
     attempts = [named(keys, lambda name: _attempts([name])) for keys in each("attacks")]
     if attempts and None not in [*attempts, *rules] and not any(rule and rule.tenant for rule in rules):
         found.append((("attacks",), "attacks need a guardrail that makes a tenant: [tenant]"))
@@ -209,6 +254,48 @@ def _value_mistakes(spec: Stack | Guardrail | None, keys: KeyPath, values: Any) 
     if spec is None or not isinstance(values, dict):
         return []
     return [((*keys, *below), words) for below, words in value_problems(spec.values, values)]
+
+
+def _stack_mistakes(raw: Any, stack: Stack | None, required: Sequence[Stack | None]) -> list[tuple[KeyPath, str]]:
+    """What stacks cannot be together, and what is asked of one that is not there or serves no model."""
+    names = [each.metadata.name for each in required if each]
+    if len(names) < len(required) or (stack is None and reach(raw, "stack") is not None):
+        return []  # said already, and nobody knows what is there
+    found: list[tuple[KeyPath, str]] = []
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        found.append((("stack", "requires"), f"stands twice: {', '.join(twice)}"))
+    there = names
+    try:
+        there = [each.metadata.name for each in stacks.ordered(stack.metadata.name, names)] if stack else []
+    except UsageError as error:
+        found.append((("stack", "requires"), _in_words(error)))
+    mute = stack and not stack.serves_model and f"stack {stack.metadata.name} serves none"
+    if mute and reach(raw, "load"):
+        found.append((("load",), f"needs a model, and {mute}; name one that does, with this one under its `requires`"))
+    uses = reach(raw, "steadyState")
+    for position, use in enumerate(map(called, uses if isinstance(uses, list) else [])):
+        if mute and use and use.name == "openai.chat":
+            found.append((("steadyState", position), f"openai.chat asks a model, and {mute}"))
+        needed = probes.NEEDS.get(use.name) if use else None
+        if needed and needed not in there:
+            words = f"{needed} is not deployed; write `stack: {{name: …, requires: [{needed}]}}`"
+            found.append((("steadyState", position), f"{use.name if use else ''} asks stack {needed}, and {words}"))
+    return found
+
+
+def _shape_mistakes(
+    shape: ClusterSpec | None, raw: Any, workloads: Iterable[KeyPath], faults: Iterable[KeyPath]
+) -> list[tuple[KeyPath, str]]:
+    """What is asked of a cluster that it does not have."""
+    found: list[tuple[KeyPath, str]] = []
+    if shape and shape.fleet is None:
+        words = f"cluster {shape.metadata.name} has no simulated nodes; the shape `fleet` has"
+        found += [((*keys, "fleet"), words) for keys in workloads if reach(raw, *keys, "fleet") is True]
+    if shape and not shape.gpu_nodes:
+        words = f"cluster {shape.metadata.name} has no emulated GPUs; one with `gpu:` has, such as solo-gpu"
+        uses = [(keys, called(reach(raw, *keys))) for keys in faults]
+        found += [((*keys, use.name), words) for keys, use in uses if use and use.name.startswith("gpu.")]
+    return found
 
 
 def _cluster(name: str) -> Document[ClusterSpec]:
@@ -255,7 +342,9 @@ def _described(names: Iterable[str], find: Callable[[str], _Described]) -> dict[
     found = {}
     for name in names:
         try:
-            found[name] = find(name).metadata.description
+            spec = find(name)
+            needs = ", ".join(getattr(spec, "requires", ()))
+            found[name] = f"{spec.metadata.description}{f' Requires {needs}.' if needs else ''}"
         except SandboxError as error:
             found[name] = f"cannot be used: {_in_words(error)}"
     return found

@@ -174,14 +174,18 @@ def sandbox_stack(request: pytest.FixtureRequest, sandbox_cluster: Cluster) -> I
 
     prove_ours(sandbox_cluster)
     marker = request.node.get_closest_marker("sandbox_stack")
-    stack = stacks.load(marker.args[0] if marker and marker.args else "vllm-sim")
+    *required, stack = stacks.ordered(marker.args[0] if marker and marker.args else "vllm-sim")
+    wanted = [image for each in (*required, stack) for image in each.images]
     if sandbox_cluster.provider == "existing":
-        refs = images.mirrored(stack.images)
+        refs = images.mirrored(wanted)
     else:
-        refs = {name: image.ref for name, image in images.ensure(stack.images).items()}
+        refs = {name: image.ref for name, image in images.ensure(wanted).items()}
         nodes.load_images(sandbox_cluster, list(refs.values()))
     kube = Kube.connect(sandbox_cluster.kubeconfig, sandbox_cluster.context)
     with ExitStack() as undo:
+        for each in required:
+            undo.callback(stacks.undeploy, kube, each)
+            stacks.deploy(kube, each, {}, images=refs, addresses=sandbox_cluster.node_addresses)
         undo.callback(stacks.undeploy, kube, stack)
         values = marker.kwargs if marker else {}
         yield stacks.deploy(kube, stack, values, images=refs, addresses=sandbox_cluster.node_addresses)

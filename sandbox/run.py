@@ -16,10 +16,11 @@ from typing import Any
 
 import psutil
 
-from sandbox import __version__, cluster, errors, images, probes
+from sandbox import __version__, cluster, errors, images, probes, workloads
 from sandbox.cluster import Cluster, Owner
 from sandbox.errors import SandboxError, Unproven
 from sandbox.exercise import exercise
+from sandbox.gpu import strike
 from sandbox.host import prepare, require
 from sandbox.judge import judge as judged
 from sandbox.kube import Kube, Seen, collect, guardrails, namespaces, stacks, wait_for
@@ -66,7 +67,9 @@ class Run:
     cluster: Cluster | None = None
     cluster_goes: bool = False  # with the run; what is on it goes along
     kube: Kube | None = None
+    images: dict[str, str] = field(default_factory=dict)  # name -> reference, of all the plan names
     deployed: stacks.Deployed | None = None
+    urls: dict[str, str] = field(default_factory=dict)  # stack -> where it answers, of those it requires too
     tenant: guardrails.Tenant | None = None
     results: Results | None = None
 
@@ -77,9 +80,22 @@ class Run:
     @property
     def live(self) -> tuple[Cluster, Kube, stacks.Deployed]:
         """The cluster, its API and the stack on it, for the phases after `deploy`."""
-        if self.cluster is None or self.kube is None or self.deployed is None:
+        own, kube = self.ground
+        if self.deployed is None:
             raise Unproven("nothing is deployed")
-        return self.cluster, self.kube, self.deployed
+        return own, kube, self.deployed
+
+    @property
+    def ground(self) -> tuple[Cluster, Kube]:
+        """The cluster and its API, whatever is on it."""
+        if self.cluster is None or self.kube is None:
+            raise Unproven("there is no cluster")
+        return self.cluster, self.kube
+
+    @property
+    def namespace(self) -> str:
+        """Where what is tested lives: the stack, or the workloads where there is none."""
+        return self.deployed.namespace if self.deployed else workloads.NAMESPACE
 
 
 def preflight(run: Run) -> None:
@@ -123,35 +139,44 @@ def up(run: Run) -> None:
         nodes=run.cluster.node_names,
         image=run.cluster.image,
     )
+    if groups := spec.gpu_nodes:
+        kinds = [f"{group.count} x {group.profile} ({group.mode})" for group in groups.values()]
+        run.fact("gpus", nodes=len(groups), emulated=", ".join(kinds))
+    if (fleet := spec.fleet) is not None:
+        gpus = f"{fleet.gpu.count} x {fleet.gpu.profile}" if fleet.gpu else "none"
+        run.fact("fleet", nodes=fleet.nodes, gpus=gpus, zones=fleet.zones, emulated="simulated nodes, by kwok")
 
 
 def deploy(run: Run) -> None:
-    """Guardrails first, then the stack inside them; ready means that it made a completion."""
-    if run.kube is None or run.cluster is None:
-        raise Unproven("there is no cluster to deploy to")
-    refs = _references(run.plan)
-    if left := namespaces.clear(run.kube):
+    """Guardrails first, then the stack inside them after those it requires; ready means that each answered."""
+    own, kube = run.ground
+    run.images = _references(run.plan)
+    if run.plan.cluster.gpu_nodes:
+        for ident in strike.clear(own, kube)[0]:
+            say(f"ended {ident}, a fault of a run that was killed, or one put there by hand")
+    if left := namespaces.clear(kube):
         say(f"removed what a run that was killed or kept has left: {', '.join(left)}")
     if not (run.options.keep or run.cluster_goes):
-        run.undo.callback(namespaces.clear, run.kube)
+        run.undo.callback(namespaces.clear, kube)
     run.undo.callback(_collect, run)
     for guardrail, values in run.plan.guardrails:
         with step(f"guardrail {guardrail.metadata.name}"):
-            applied = guardrails.apply(run.kube, guardrail, values, images=refs)
+            applied = guardrails.apply(kube, guardrail, values, images=run.images)
             run.tenant = applied.tenant or run.tenant
-    with step(f"stack {run.plan.stack.metadata.name}"):
-        run.deployed = stacks.deploy(
-            run.kube, run.plan.stack, run.plan.values, images=refs, addresses=run.cluster.node_addresses
-        )
-    run.fact(
-        "stack",
-        name=run.plan.stack.metadata.name,
-        values=run.plan.values,
-        model=run.deployed.model,
-        url=run.deployed.url,
-        images=refs,
-        emulated=run.plan.stack.emulated,
-    )
+    if run.plan.scenario.workloads:
+        namespaces.refuse_strangers(kube, [workloads.NAMESPACE])
+        kube.apply([namespaces.make(workloads.NAMESPACE)])
+    for stack, values in run.plan.stacks:
+        with step(f"stack {stack.metadata.name}"):
+            made = stacks.deploy(kube, stack, values, images=run.images, addresses=own.node_addresses)
+        run.urls[made.stack] = made.url
+        told: dict[str, Any] = {"values": values, "url": made.url, "emulated": stack.emulated}
+        told |= {"model": made.model} if made.model else {}
+        if stack is run.plan.stack:
+            run.deployed = made
+            run.fact("stack", name=made.stack, images=run.images, **told)
+        else:
+            run.fact(f"stack {made.stack}", images={name: run.images[name] for name in stack.images}, **told)
 
 
 def verify(run: Run) -> None:
@@ -310,8 +335,9 @@ def _look(run: Run, when: Any, within: float) -> list[str]:
     Returns:
         What did not hold.
     """
-    _, kube, deployed = run.live
-    context = probes.Context(kube, deployed.namespace, deployed.url, deployed.model)
+    _, kube = run.ground
+    url, model = (run.deployed.url, run.deployed.model) if run.deployed else ("", "")
+    context = probes.Context(kube, run.namespace, url, model, run.urls)
     uses = run.plan.scenario.steady_state
     last: list[probes.Seen] = []
 
@@ -346,7 +372,9 @@ def _collect(run: Run) -> None:
         return
     if run.kube is None:
         return
-    namespaces = [run.plan.stack.namespace, *([run.tenant.namespace] if run.tenant else [])]
-    for namespace in namespaces:
+    spaces = [stack.namespace for stack, _ in run.plan.stacks]
+    spaces += [run.tenant.namespace] if run.tenant else []
+    spaces += [workloads.NAMESPACE] if run.plan.scenario.workloads else []
+    for namespace in dict.fromkeys(spaces):
         collect.write(run.kube, namespace, run.folder / "logs" / namespace)
     say(f"logs and events are in {run.folder / 'logs'}")

@@ -139,6 +139,61 @@ class AttackEvent(_Event):
     seconds: float = 0.0
 
 
+class WorkloadStarted(_Event):
+    """The first pod of a workload is about to be created."""
+
+    type: Literal["workload.started"] = "workload.started"
+    workload: str
+    pods: int
+    gpus: int = Field(default=0, description="Whole GPUs that each pod asks for as a resource.")
+    asked: dict[str, Any] = Field(default_factory=dict, description="Of each pod: resources, claim, where it may go.")
+
+
+class PodEvent(_Event):
+    """Something became of a pod of a workload, as the API server told it; `t` of `created` is when it was sent.
+
+    `waiting`: the scheduler holds it back, in `message` why. `lost`: deleted by somebody else. `allocated`: the devices
+    of its claim. `printed` and `silent`: its log matched, or at the end still did not, what it has to print.
+    """
+
+    type: Literal["pod"] = "pod"
+    workload: str
+    pod: str
+    state: Literal[
+        "created",
+        "refused",
+        "waiting",
+        "scheduled",
+        "allocated",
+        "running",
+        "succeeded",
+        "failed",
+        "lost",
+        "printed",
+        "silent",
+    ]
+    node: str = ""
+    message: str = ""
+    devices: list[str] = Field(default_factory=list)
+
+
+class WorkloadFinished(_Event):
+    """A workload's pods were watched to an end. Missing: the harness was stopped, or could not watch."""
+
+    type: Literal["workload.finished"] = "workload.finished"
+    workload: str
+    created: int
+    refused: int = 0
+    why: Literal["placed", "ended", "settled", "time is out"]
+
+
+class GpuNodes(_Event):
+    """What the nodes with GPUs came to, when all workloads had been watched: how many have so many, so many in use."""
+
+    type: Literal["gpu.nodes"] = "gpu.nodes"
+    groups: list[tuple[int, int, int]] = Field(description="(GPUs of a node, those in use, nodes like that)")
+
+
 class Note(_Event):
     """A line for the reader: a warning, a shadowed name, something left out."""
 
@@ -158,6 +213,10 @@ Event = Annotated[
     | LoadFinished
     | FaultEvent
     | AttackEvent
+    | WorkloadStarted
+    | PodEvent
+    | WorkloadFinished
+    | GpuNodes
     | Note,
     Field(discriminator="type"),
 ]

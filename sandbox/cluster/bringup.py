@@ -11,7 +11,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sandbox import images
-from sandbox.cluster import addons, config, containers, existing, failure, kind, leftovers, node_images, nodes, record
+from sandbox.cluster import (
+    addons,
+    config,
+    containers,
+    existing,
+    failure,
+    fleet,
+    gpus,
+    kind,
+    leftovers,
+    node_images,
+    nodes,
+    record,
+)
 from sandbox.cluster.guard import prove_ours
 from sandbox.cluster.reach import OutOfReach, require_reach
 from sandbox.cluster.record import Cluster, Owner
@@ -24,7 +37,7 @@ from sandbox.kube.conditions import nodes_ready, renewed, rollout
 from sandbox.progress import say, step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from docker import DockerClient
@@ -67,10 +80,10 @@ def up(
         require(engine)  # before minutes go into images
     with containers.engine_errors(chosen):
         # not under the lock: building them anew takes minutes, and others may want only to look or to take it down
-        wanted = [*dict.fromkeys([*spec.images, *app_images])]
+        wanted = [*dict.fromkeys([*addons.images(spec), *spec.images, *app_images])]
         refs = {name: image.ref for name, image in images.ensure(["node", *wanted]).items()}
         binary = images.tool("kind")
-        ours = [refs[name] for name in wanted]
+        ours = {name: refs[name] for name in wanted}
         with record.locked(chosen):
             docker = client()
             running = _running(docker, spec, chosen, owner, image=refs["node"])
@@ -81,9 +94,8 @@ def up(
                     docker, spec, chosen, owner, binary=binary, image=refs["node"], load=ours, cgroup=engine.cgroup
                 )
             kube = Kube.connect(running.kubeconfig, running.context)
-            addons.apply(kube, spec)
-            _ready(kube, len(running.nodes))
-            node_images.load(docker, chosen, ours)
+            node_images.load(docker, chosen, [*ours.values()])
+            _furnish(kube, spec, len(running.nodes), ours)
             say(f"{chosen}: runs already")
             return running
 
@@ -146,7 +158,7 @@ def _create(
     *,
     binary: Path,
     image: str,
-    load: Sequence[str],
+    load: Mapping[str, str],
     cgroup: str,
 ) -> Cluster:
     """Make the cluster; on failure keep the logs and remove it."""
@@ -156,11 +168,14 @@ def _create(
     try:
         containers.make_network(docker, name, run, ipv6=config.ipv6(spec))
         kubeconfig = record.home(name) / "kubeconfig"
-        with _loading(docker, spec, name, load), step(f"{name}: create {len(spec.nodes)} node(s) with kind"):
+        with (
+            _loading(docker, spec, name, [*load.values()]),
+            step(f"{name}: create {len(spec.nodes)} node(s) with kind"),
+        ):
             kind.create(
                 binary,
                 name,
-                config=config.render(spec, image=image, cgroup=cgroup),
+                config=config.render(spec, image=image, cgroup=cgroup, scheduler=config.scheduler_file(spec, name)),
                 network=containers.network_name(name),
                 kubeconfig=kubeconfig,
                 log=log,
@@ -169,8 +184,7 @@ def _create(
             require_reach(name, containers.node(containers.nodes(docker, name)[0]).address)
         made = _describe(docker, name, kubeconfig, run=run, shape=record.shape(spec), image=image, owner=owner)
         kube = Kube.connect(made.kubeconfig, made.context)
-        addons.apply(kube, spec)
-        _ready(kube, len(made.nodes))
+        _furnish(kube, spec, len(made.nodes), load)
     except OutOfReach:  # nothing is wrong with the cluster: its logs would say nothing
         _remove(docker, name)
         raise
@@ -229,10 +243,24 @@ def _describe(
     )
 
 
-def _ready(kube: Kube, count: int) -> None:
-    """Wait for what every user of the cluster needs: its nodes and its DNS."""
-    wait_for(nodes_ready(kube, count), within=_READY_SECONDS, what="all nodes Ready")
+def _furnish(kube: Kube, spec: ClusterSpec, count: int, refs: Mapping[str, str]) -> None:
+    """Apply the addons, and wait for what every user of the cluster needs: its nodes, its DNS, its GPUs, its fleet.
+
+    Args:
+        kube: the cluster, as its administrator.
+        spec: the shape.
+        count: nodes that are machines.
+        refs: of the images that are in the nodes.
+    """
+    addons.apply(kube, spec, refs)
+    wait_for(nodes_ready(kube, count, selector=fleet.REAL), within=_READY_SECONDS, what="all nodes Ready")
+    machines = gpus.in_order(kube, spec) if spec.gpu else []
+    has_gpus = gpus.apply(kube, spec, machines, refs.get(gpus.IMAGE, ""))
     wait_for(rollout(kube, "Deployment", "kube-system", "coredns"), within=_READY_SECONDS, what="cluster DNS")
+    if has_gpus:
+        gpus.wait(kube, spec, machines)
+    if spec.fleet is not None:
+        fleet.wait(kube, spec.fleet)
 
 
 def _answers(kube: Kube) -> Seen[None]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sandbox.cluster import record
+from sandbox.cluster import fleet, record
 from sandbox.cluster.record import Cluster, Node
 from sandbox.errors import UsageError
 from sandbox.kube import Kube
@@ -95,7 +95,7 @@ def only_context(existing: Existing) -> dict[str, Any]:
 
 def _nodes(kube: Kube) -> tuple[Node, ...]:
     nodes = []
-    for each in kube.list("v1", "Node"):
+    for each in kube.list("v1", "Node", label_selector=fleet.REAL):  # kwok's nodes have no address to reach
         kinds = {address["type"]: address["address"] for address in each["status"].get("addresses", [])}
         role = "control-plane" if _ROLE in each["metadata"].get("labels", {}) else "worker"
         address = kinds.get("ExternalIP") or kinds.get("InternalIP") or ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from sandbox.cluster import containers, nodes, record
+from sandbox.cluster import containers, fleet, nodes, record
 from sandbox.cluster.record import Cluster
 from sandbox.errors import SandboxError
 from sandbox.host.engine import client, look
@@ -46,6 +46,7 @@ class Status:
     nodes: tuple[NodeStatus, ...]
     problems: tuple[str, ...]
     in_use: bool = False  # by a run
+    simulated: tuple[int, int] = (0, 0)  # nodes that are objects only: how many are Ready, of how many
 
 
 def status(name: str) -> Status:
@@ -79,7 +80,7 @@ def current(name: str) -> Cluster:
 def _of(known: Cluster) -> Status:
     machines = _machines(known)
     running = [state for state in machines.values() if state == "running"]
-    server, version, ready, problems = "", "", set[str](), list[str]()
+    server, version, ready, problems, simulated = "", "", set[str](), list[str](), (0, 0)
     problems += [f"{node} is {state}" for node, state in machines.items() if state != "running"]
     state: State
     if known.provider == "kind" and not running:
@@ -88,12 +89,15 @@ def _of(known: Cluster) -> Status:
         try:
             kube = Kube.connect(known.kubeconfig, known.context)
             server, version, uid = kube.server, kube.version, kube.uid()
-            ready = {each["metadata"]["name"] for each in kube.list("v1", "Node") if is_ready(each)}
+            there = kube.list("v1", "Node", label_selector=fleet.REAL)
+            ready = {each["metadata"]["name"] for each in there if is_ready(each)}
+            simulated = fleet.count(kube)
         except SandboxError as error:
             problems.append(error.what)
             state = "unreachable"
         else:
             problems += [f"{node.name} is not Ready" for node in known.nodes if node.name not in ready]
+            problems += [f"{simulated[0]} of {simulated[1]} simulated nodes are Ready"] * (simulated[0] < simulated[1])
             problems += [f"kube-system has UID {uid}, recorded is {known.uid}"] if uid != known.uid else []
             state = "degraded" if problems else "ready"
     shown = tuple(
@@ -111,6 +115,7 @@ def _of(known: Cluster) -> Status:
         nodes=shown,
         problems=tuple(problems),
         in_use=record.leased(known.name),
+        simulated=simulated,
     )
 
 

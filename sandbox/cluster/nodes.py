@@ -71,7 +71,7 @@ def running_containers(cluster: Cluster, node: str) -> set[str]:
         UsageError: the node's machine is not in our hands.
         ClusterError: its container runtime does not answer.
     """
-    code, output = containers.run(_container(cluster, node), ["ctr", "--namespace", "k8s.io", "tasks", "list"])
+    code, output = containers.run(machine(cluster, node), ["ctr", "--namespace", "k8s.io", "tasks", "list"])
     if code:
         raise ClusterError("the node's container runtime does not answer", where=node, details=[output])
     rows = (line.split() for line in output.splitlines()[1:])
@@ -84,7 +84,7 @@ def kill_containers(cluster: Cluster, node: str, ids: Sequence[str]) -> list[str
     Returns:
         Those that were running and got it.
     """
-    container = _container(cluster, node)
+    container = machine(cluster, node)
     kill = ["ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL"]
     return [each for each in ids if containers.run(container, [*kill, each])[0] == 0]
 
@@ -125,9 +125,22 @@ def start_all(docker: DockerClient, name: str) -> list[str]:
     return started
 
 
+def machine(cluster: Cluster, node: str) -> Container:
+    recorded = {each.name: each.container for each in cluster.nodes}
+    if cluster.provider != "kind" or not recorded.get(node):
+        raise UsageError(
+            "is no node whose machine is in our hands", where=node, fix=f"one of: {', '.join(recorded) or 'none'}"
+        )
+    with containers.engine_errors(node):
+        try:
+            return client().containers.get(recorded[node])
+        except NotFound as error:
+            raise ClusterError("the node's container is gone", where=node, fix=f"sandbox up {cluster.name}") from error
+
+
 def _change(cluster: Cluster, node: str, act: Callable[[Container], None], wanted: str) -> NodeChange:
     """Do it to the recorded container and see that it happened."""
-    container = _container(cluster, node)
+    container = machine(cluster, node)
     before = str(container.status)
     with containers.engine_errors(node):
         try:
@@ -140,16 +153,3 @@ def _change(cluster: Cluster, node: str, act: Callable[[Container], None], wante
     if container.status != wanted:
         raise ClusterError(f"the node is {container.status}, not {wanted}", where=node)
     return NodeChange(node, before, str(container.status), containers.node(container).address)
-
-
-def _container(cluster: Cluster, node: str) -> Container:
-    recorded = {each.name: each.container for each in cluster.nodes}
-    if cluster.provider != "kind" or not recorded.get(node):
-        raise UsageError(
-            "is no node whose machine is in our hands", where=node, fix=f"one of: {', '.join(recorded) or 'none'}"
-        )
-    with containers.engine_errors(node):
-        try:
-            return client().containers.get(recorded[node])
-        except NotFound as error:
-            raise ClusterError("the node's container is gone", where=node, fix=f"sandbox up {cluster.name}") from error

@@ -125,6 +125,8 @@ class Cluster:
 def shape(spec: ClusterSpec) -> str:
     """Hash what decides how a cluster is made: kind's configuration, or which existing cluster."""
     parts = spec.model_dump(mode="json", include={"provider", "kind_config", "existing"})
+    if spec.scheduler_config is not None:
+        parts["scheduler"] = spec.scheduler_config
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -81,6 +81,14 @@ def _cut(recipe: Recipe, layer: recipes.Layer, target: Path, into: Ingredients) 
             entries = archive.folder_entries(recipe.folder / layer.files, layer.into)
             if layer.into == "/":  # no recipe can hold an empty folder, and every program wants this one
                 entries.append(archive.Entry("tmp", 0o1777))
+        case recipes.PackageLayer():
+            where = f"{layer.into.rstrip('/')}/sandbox/{layer.package}"
+            # what the types and the wire formats were made from is of no use at run time
+            entries = [
+                entry
+                for entry in archive.folder_entries(layer.folder, where)
+                if not entry.name.endswith((".pyi", ".proto"))
+            ]
         case recipes.LinksLayer():
             entries = [archive.Entry(name, link=target) for name, target in layer.links.items()]
     return archive.write_layer(entries, target)

@@ -101,13 +101,25 @@ class FilesLayer(Strict):
     into: ImagePath = "/"
 
 
+class PackageLayer(Strict):
+    """A Python package of this tool, as a namespace package: nothing of the packages above it."""
+
+    package: RelativePath = Field(description="Its folder below the `sandbox` package, such as gpu/emulator.")
+    into: ImagePath = Field(default="/opt/lib", description="What the image's Python has on its path.")
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie here."""
+        return paths.shipped(self.package)
+
+
 class LinksLayer(Strict):
     """Many names for one program, as busybox and systemd have them."""
 
     links: dict[ImagePath, str] = Field(min_length=1, description="Name of the link -> what it points to.")
 
 
-Layer = TreeLayer | SliceLayer | BinariesLayer | WheelsLayer | ModuleFilesLayer | FilesLayer | LinksLayer
+Layer = TreeLayer | SliceLayer | BinariesLayer | WheelsLayer | ModuleFilesLayer | FilesLayer | PackageLayer | LinksLayer
 
 
 class Config(Strict):
@@ -161,13 +173,18 @@ class ImageSpec(Strict):
         problems: list[str] = []
         if bool(self.contains) != bool(self.finish):
             problems.append("`contains` and `finish` come together: something has to unpack the images")
-        for layer in [*self.layers, *(layer for inner in self.contains for layer in inner.layers)]:
+        for layer in self.all_layers:
             kind, known, name = _source(self, layer)
             if name and name not in known:
                 problems.append(f"{kind} {name!r} is not defined; defined: {', '.join(known) or 'none'}")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def all_layers(self) -> list[Layer]:
+        """Its own layers and those of what it contains."""
+        return [*self.layers, *(layer for inner in self.contains for layer in inner.layers)]
 
 
 def _source(spec: ImageSpec, layer: Layer) -> tuple[str, list[str], str]:
@@ -178,7 +195,7 @@ def _source(spec: ImageSpec, layer: Layer) -> tuple[str, list[str], str]:
             return "go", list(spec.go), name
         case WheelsLayer(wheels=name):
             return "wheels", list(spec.wheels), name
-        case FilesLayer() | LinksLayer():
+        case FilesLayer() | PackageLayer() | LinksLayer():
             return "files", [], ""
 
 
@@ -195,8 +212,12 @@ class Recipe:
 
     @cached_property
     def key(self) -> str:
-        """Content key: 12 hex digits over every file of the recipe, the architecture and the builder's format."""
-        return digest_of([f"{FORMAT} {architecture()}"], [self.folder])[:12]
+        """Content key: 12 hex digits over every file of the recipe, the architecture and the builder's format.
+
+        And over the Python packages of ours that it takes in.
+        """
+        ours = {layer.package: layer.folder for layer in self.spec.all_layers if isinstance(layer, PackageLayer)}
+        return digest_of([f"{FORMAT} {architecture()}", *ours], [self.folder, *ours.values()])[:12]
 
     @property
     def ref(self) -> str:
@@ -309,6 +330,8 @@ def _absent(spec: ImageSpec, folder: Path) -> Iterator[tuple[KeyPath, str]]:
         for index, layer in enumerate(layers):
             if isinstance(layer, FilesLayer) and not (folder / layer.files).is_dir():
                 yield (*keys, index, "files"), f"there is no folder {layer.files}"
+            if isinstance(layer, PackageLayer) and not (layer.folder / "__init__.py").is_file():
+                yield (*keys, index, "package"), f"there is no package {layer.package} in this tool"
 
 
 def _folders() -> dict[str, list[Path]]:

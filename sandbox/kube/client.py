@@ -84,6 +84,15 @@ class Kube:
             self._settle(thing)
         return done
 
+    def create(self, thing: Object) -> Object:
+        """Make one object that is not there yet, in one call; `apply` is for what may be there.
+
+        Raises:
+            ApiError: the server refused it; 409 where there is one of that name.
+        """
+        path = self.path(thing, collection=True)
+        return _object(self.request("POST", path, thing), f"create {label(thing)}")
+
     def get(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> Object | None:
         """One object, or None when there is none."""
         path = self._resources.find(api_version, kind).path(namespace, name)
@@ -169,6 +178,14 @@ class Kube:
             if error.status != _GONE:
                 raise
             return True
+
+    def watch(self, what: Selection, *, since: str, within: float) -> Iterator[dict[str, Any]]:
+        """Every change after resource version `since`, bookmarks too, as it comes; ends after about `within` seconds.
+
+        Raises:
+            ApiError: 410 where `since` is too long ago: list anew.
+        """
+        return self._changes(what, since, within)
 
     def exec(
         self,

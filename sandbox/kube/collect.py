@@ -14,6 +14,7 @@ from sandbox.kube.resources import Object
 _EVENTS = 15
 _LINES = 15
 _KEPT_LINES = 5000
+_KEPT_PODS = 50
 
 
 def digest(kube: Kube, namespace: str) -> list[str]:
@@ -33,7 +34,7 @@ def digest(kube: Kube, namespace: str) -> list[str]:
 
 
 def write(kube: Kube, namespace: str, folder: Path) -> list[Path]:
-    """Write pods (YAML), events and every container's log to `folder`.
+    """Write pods (YAML), events and every container's log to `folder`; of very many pods some.
 
     Never raises, for collecting runs while something else is already going wrong: what cannot be had is said in
     `errors.txt`.
@@ -47,6 +48,9 @@ def write(kube: Kube, namespace: str, folder: Path) -> list[Path]:
 
     try:
         pods = kube.list("v1", "Pod", namespace)
+        if len(pods) > _KEPT_PODS:
+            pods = sorted(pods, key=is_ready)[:_KEPT_PODS]
+            keep("left-out.txt", f"only {_KEPT_PODS} pods are kept here, those that are not ready first\n")
         keep("pods.yaml", yaml.safe_dump_all(pods, sort_keys=False))
         keep("events.txt", "\n".join(_line(event) for event in _events(kube, namespace)) + "\n")
         for pod in pods:

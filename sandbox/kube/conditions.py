@@ -82,15 +82,15 @@ def finished(kube: Kube, namespace: str, pod: str) -> Watching[Object]:
     return Watching(kube, Selection("v1", "Pod", namespace, "", f"metadata.name={pod}"), judge)
 
 
-def nodes_ready(kube: Kube, count: int) -> Watching[list[Object]]:
-    """At least `count` nodes, all Ready."""
+def nodes_ready(kube: Kube, count: int, *, selector: str = "") -> Watching[list[Object]]:
+    """At least `count` nodes with that label selector, all Ready."""
 
     def judge(nodes: list[Object]) -> Seen[list[Object]]:
         bad = [node["metadata"]["name"] for node in nodes if not is_ready(node)]
         saw = f"{len(nodes) - len(bad)} of {count} nodes ready" + (f"; not ready: {', '.join(bad)}" if bad else "")
         return Seen(len(nodes) >= count and not bad, nodes, saw)
 
-    return Watching(kube, Selection("v1", "Node"), judge)
+    return Watching(kube, Selection("v1", "Node", None, selector), judge)
 
 
 def renewed(kube: Kube, names: Sequence[str], *, since: float) -> Watching[None]:

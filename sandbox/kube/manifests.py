@@ -78,6 +78,8 @@ def fill(objects: Sequence[Object], settings: Sequence[Setting], values: Mapping
     for setting in settings:
         target = _find(filled, setting.target, where)
         value = values[setting.value]
+        if setting.unless is not None and value == setting.unless:
+            continue
         if setting.present:
             if not value:
                 filled.remove(target)
@@ -91,12 +93,17 @@ def fill(objects: Sequence[Object], settings: Sequence[Setting], values: Mapping
 def put(document: Any, pointer: str, value: Any, *, where: str) -> None:
     """Set what RFC 6901 `pointer` names in `document`; maps on the way are made, `-` appends to a list.
 
+    A pointer that goes on below a string goes on in the YAML that it holds: a configuration file in a ConfigMap.
+
     Raises:
         UsageError: the pointer leads through something that is neither a map nor a list.
     """
     *way, last = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
     here = document
-    for part in way:
+    for index, part in enumerate(way):
+        if isinstance(here, dict) and isinstance(here.get(part), str):
+            here[part] = _put_inside(here[part], "/" + "/".join(pointer.split("/")[index + 2 :]), value, where)
+            return
         if isinstance(here, dict):
             here = here.setdefault(part, {})
         elif isinstance(here, list) and part.isdigit() and int(part) < len(here):
@@ -111,6 +118,15 @@ def put(document: Any, pointer: str, value: Any, *, where: str) -> None:
         here[int(last)] = copy.deepcopy(value)
     else:
         raise UsageError(f"{pointer} leads nowhere at {last!r}", where=where)
+
+
+def _put_inside(text: str, pointer: str, value: Any, where: str) -> str:
+    try:
+        inner = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{pointer} leads nowhere: it goes on in a string that is no YAML", where=where) from error
+    put(inner, pointer, value, where=where)
+    return yaml.safe_dump(inner, sort_keys=False)
 
 
 def with_images(objects: Sequence[Object], images: Mapping[str, str], *, where: str) -> Objects:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sandbox.errors import ClusterError, DeadlineExceeded
 from sandbox.kube.client import Kube
@@ -12,6 +12,8 @@ from sandbox.kube.resources import Object, Objects, label
 from sandbox.kube.wait import wait_for
 
 MANAGED_BY = {"app.kubernetes.io/managed-by": "ai-k8s-sandbox"}
+# what of a stack may lie outside its namespace, for only this is cleared there
+CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding")
 _RBAC = "rbac.authorization.k8s.io/v1"
 _LINGER_SECONDS = 4.0
 _POD_SECURITY = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
@@ -80,14 +82,20 @@ def clear(kube: Kube, *, within: float = 90.0) -> list[str]:
     Raises:
         DeadlineExceeded: something is still there; names what holds it.
     """
-    ours = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
-    rights = [
-        thing for kind in ("ClusterRole", "ClusterRoleBinding") for thing in kube.list(_RBAC, kind, label_selector=ours)
-    ]
-    spaces = kube.list("v1", "Namespace", label_selector=ours)
-    kube.delete(rights, within=within)
+    found = rights(kube, MANAGED_BY)
+    spaces = kube.list("v1", "Namespace", label_selector=_selector(MANAGED_BY))
+    kube.delete(found, within=within)
     remove(kube, [space["metadata"]["name"] for space in spaces], within=within)
-    return [label(thing) for thing in [*rights, *spaces]]
+    return [label(thing) for thing in [*found, *spaces]]
+
+
+def rights(kube: Kube, labels: Mapping[str, str]) -> Objects:
+    """The cluster's roles and role bindings that carry all of `labels`."""
+    return [thing for kind in CLUSTER_WIDE for thing in kube.list(_RBAC, kind, label_selector=_selector(labels))]
+
+
+def _selector(labels: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in labels.items())
 
 
 def _ours(kube: Kube, names: Iterable[str]) -> Objects:

@@ -1,4 +1,4 @@
-"""Inference stacks: data in sandbox/stacks/<name>/, deployed until they answer, removed until nothing is left."""
+"""Stacks: data in sandbox/stacks/<name>/, deployed until they answer, removed until nothing is left."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Deployed:
     Attributes:
         stack: its name.
         namespace: where it lives.
-        model: the model's name in requests.
+        model: the model's name in requests; empty where it serves none.
         url: its endpoint without `/v1`, on the first node, reachable from this machine.
         urls: the same on every node.
     """
@@ -61,11 +61,39 @@ def load(name: str) -> Stack:
     return load_spec(paths.shipped("stacks") / name / "stack.yaml", Stack).model
 
 
+def ordered(name: str, besides: Sequence[str] = ()) -> list[Stack]:
+    """The stack of that name after all that it requires, each once and after what it requires itself.
+
+    Args:
+        name: of the stack.
+        besides: what it requires besides what its stack.yaml says.
+
+    Raises:
+        UsageError: as `load`, for each of them; or they require each other in a circle.
+    """
+    done: dict[str, Stack] = {}
+
+    def visit(each: str, way: tuple[str, ...]) -> None:
+        if each in way:
+            circle = " -> ".join([*way[way.index(each) :], each])
+            raise UsageError(f"stacks require each other in a circle: {circle}", where="stack", fix="cut it somewhere")
+        if each in done:
+            return
+        stack = load(each)
+        for needed in dict.fromkeys([*stack.requires, *(() if way else besides)]):
+            visit(needed, (*way, each))
+        done[each] = stack
+
+    visit(name, ())
+    return list(done.values())
+
+
 def render(stack: Stack, values: Mapping[str, Any], *, images: Mapping[str, str]) -> Objects:
     """The objects of a stack, namespace first; see sandbox/kube/manifests.py for what it raises."""
     objects = manifests.render(stack, values, images=images, labels=labels(stack))
     for thing in objects:
-        thing["metadata"]["namespace"] = stack.namespace
+        if thing["kind"] not in namespaces.CLUSTER_WIDE:
+            thing["metadata"]["namespace"] = stack.namespace
     return [namespaces.make(stack.namespace), *objects]
 
 
@@ -82,7 +110,9 @@ def deploy(
     images: Mapping[str, str],
     addresses: Sequence[str],
 ) -> Deployed:
-    """Apply the stack and wait until its pods are up and a completion came back through the endpoint.
+    """Apply the stack and wait until its pods are up and an answer came back through the endpoint.
+
+    The answer is a completion, where the stack serves a model. What it requires has to be there already.
 
     Args:
         kube: the cluster, as its administrator.
@@ -105,7 +135,7 @@ def deploy(
     hosts = [f"[{address}]" if ":" in address else address for address in addresses]
     urls = tuple(f"http://{host}:{node_port}" for host in hosts)
     chosen = resolved(stack.values, values, where=f"stack {stack.metadata.name}")
-    model = stack.endpoint.model or str(chosen[stack.endpoint.model_value or ""])
+    model = stack.endpoint.model or str(chosen.get(stack.endpoint.model_value or "", ""))
     try:
         for thing in applied:
             if thing["kind"] in _WORKLOADS:
@@ -114,7 +144,11 @@ def deploy(
                     within=max(1.0, deadline - time.monotonic()),
                     what=f"{label(thing)} being up",
                 )
-        first_completion(urls[0], model, stack, within=max(1.0, deadline - time.monotonic()))
+        left = max(1.0, deadline - time.monotonic())
+        if stack.ready.path is None:
+            first_completion(urls[0], model, stack, within=left)
+        else:
+            first_answer(urls[0] + stack.ready.path, within=left)
     except DeadlineExceeded as error:
         raise ClusterError(
             error.what,
@@ -159,13 +193,32 @@ def first_completion(url: str, model: str, stack: Stack, *, within: float) -> st
     return wait_for(ask, within=within, what=f"a completion by {model} at {url}")
 
 
+def first_answer(url: str, *, within: float) -> None:
+    """GET `url` until it answers with 200.
+
+    Raises:
+        DeadlineExceeded: it did not; `details` holds the last answer.
+    """
+
+    def ask() -> Seen[None]:
+        try:
+            answer = httpx.get(url, timeout=min(within, _ONE_TRY_SECONDS), trust_env=False)
+        except httpx.TransportError as error:
+            return Seen(False, None, f"{type(error).__name__}: {error}")
+        saw = f"HTTP {answer.status_code}: {answer.text[:_SHOWN]}"
+        return Seen(answer.status_code == httpx.codes.OK, None, saw)
+
+    wait_for(ask, within=within, what=f"an answer of {url}")
+
+
 def undeploy(kube: Kube, stack: Stack, *, within: float = 90.0) -> None:
-    """Remove the stack and its namespace, and wait until both are gone. What is not there is no error.
+    """Remove the stack with its namespace and its rights, and wait until all is gone. What is not there is no error.
 
     Raises:
         ClusterError: the namespace is not ours.
         DeadlineExceeded: something is still there; names what, and what holds it.
     """
+    kube.delete(namespaces.rights(kube, labels(stack)), within=within)
     namespaces.remove(kube, [stack.namespace], within=within)
 
 

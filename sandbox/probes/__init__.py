@@ -3,5 +3,9 @@
 from sandbox.probes import kubernetes as _kubernetes  # noqa: F401 - importing registers
 from sandbox.probes import openai as _openai  # noqa: F401 - importing registers
 from sandbox.probes.base import PROBES, Context, Seen, look
+from sandbox.probes.prometheus import STACK
 
-__all__ = ["PROBES", "Context", "Seen", "look"]
+# probe -> the stack it asks, which has to be there
+NEEDS = {"prometheus.query": STACK}
+
+__all__ = ["NEEDS", "PROBES", "Context", "Seen", "look"]

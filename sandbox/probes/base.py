@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +28,14 @@ class Context:
         namespace: where the stack under test lives.
         url: the stack's OpenAI-compatible endpoint, without `/v1`.
         model: the model it serves.
+        urls: name of a stack -> its endpoint, of the stack under test and of those it requires.
     """
 
     kube: Kube
     namespace: str
     url: str
     model: str
+    urls: Mapping[str, str] = field(default_factory=dict)
 
 
 PROBES: Registry[Callable[..., Seen]] = Registry("probe")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from sandbox.report import pods
 from sandbox.report.text import (
     EMULATED,
     MARK,
@@ -81,6 +82,8 @@ def markdown(results: Results) -> str:
         lines.append("")
     if results.summaries:
         lines += _figures(results)
+    if results.workloads:
+        lines += _workloads(results)
     good = [check for check in results.checks if check.status == "pass"]
     if good:
         lines += ["<details><summary>" + plural(len(good), "check") + " held</summary>", ""]
@@ -160,6 +163,13 @@ def _ground(results: Results) -> list[str]:
     if on := machine(results.facts):
         lines += [f"<sub>On {_text(on)}</sub>", ""]
     return lines
+
+
+def _workloads(results: Results) -> list[str]:
+    """What became of the pods, and why those wait that do."""
+    lines = [f"| {' | '.join(pods.COLUMNS)} |", f"|---|{'--:|' * (len(pods.COLUMNS) - 1)}"]
+    lines += [f"| {' | '.join([_text(row[0]), *row[1:]])} |" for row in pods.rows(results.workloads)]
+    return [*lines, "", *(f"- {_text(line)}" for line in pods.said(results.workloads, 1)), ""]
 
 
 def _figures(results: Results) -> list[str]:

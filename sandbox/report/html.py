@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sandbox.report import charts, series, text
+from sandbox.report import charts, pods, series, text
 from sandbox.report.charts import Chart
 from sandbox.report.files import write_atomic
 from sandbox.report.series import Load
@@ -23,9 +23,11 @@ from sandbox.timeline import AttackEvent, Event, LoadStarted, PhaseChanged, RunS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LINE_LIMIT = 1200  # characters of one line of evidence
+_SAID = 3  # reasons shown per workload
 _LINES = 60  # of evidence per check, and of notes
 _GROUPS = {
     "slo": "Promises (SLOs)",
+    "workload": "Workloads",
     "fault": "Faults",
     "attack": "Attacks",
     "steady-state": "Steady state",
@@ -82,6 +84,9 @@ def write_html(results: Results, events: Iterable[Event], path: Path) -> Path:
         emulated=text.emulated(results.facts),
         machine=text.machine(results.facts),
         folder=str(path.parent),
+        workload_columns=pods.COLUMNS,
+        workload_rows=pods.rows(results.workloads),
+        workload_words=pods.said(results.workloads, _SAID),
         overall=next((s for s in results.summaries if s.phase == "all"), None),
         lines=_LINES,
     )

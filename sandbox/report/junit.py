@@ -96,6 +96,10 @@ def _properties(results: Results) -> dict[str, str]:
         found["time_to_recover_seconds"] = f"{results.time_to_recover:.3f}"
     for summary in results.summaries:
         found.update(_figures(summary))
+    for workload in results.workloads:
+        figures = workload.model_dump(exclude={"workload", "said", "scheduling_seconds"})
+        figures |= {f"scheduling_{name}_seconds": value for name, value in workload.scheduling_seconds.items()}
+        found |= {f"{workload.workload}.{key}": f"{value:.6g}" for key, value in figures.items() if value is not None}
     return found
 
 

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from sandbox.report import pods
 from sandbox.report.files import HTML
 from sandbox.report.github import commands_stopped
 from sandbox.report.text import (
@@ -27,12 +28,13 @@ from sandbox.report.text import (
     share,
     urgency,
 )
-from sandbox.spec.results import Check, Results, Status, Summary
+from sandbox.spec.results import Check, Results, Status, Summary, WorkloadSummary
 
 STYLE: dict[Status, str] = {"pass": "green", "fail": "red", "invalid": "yellow"}
 _EVIDENCE = 3
 _SHOWN = 12  # failed checks told in full; more would push the verdict off the screen
-_GROUPS = ("slo", "fault", "attack", "steady-state", "phase", "validity")
+_GROUPS = ("slo", "workload", "fault", "attack", "steady-state", "phase", "validity")
+_WIDE_ONLY = ("lost", "GPUs", "p99")
 _NARROW = 100
 _ASCII = str.maketrans({"✓": "+", "✗": "x", "…": "...", "–": "-", "µ": "u"})  # noqa: RUF001 - an en dash is meant
 
@@ -48,6 +50,8 @@ def render(results: Results, console: Console, folder: Path | None = None) -> No
     parts += [Text(), _held(results)]
     if results.summaries:
         parts += [Text(), figures(results.summaries, narrow=console.width < _NARROW)]
+    if results.workloads:
+        parts += [Text(), placed(results.workloads, narrow=console.width < _NARROW)]
     if results.time_to_recover is not None:
         told = f"recovered in {seconds(results.time_to_recover)}" if results.time_to_recover else "no request was hurt"
         parts.append(Text(f"  {told}"))
@@ -102,6 +106,18 @@ def figures(summaries: list[Summary], *, narrow: bool) -> Table:
             rate(summary.token_rate),
             *map(seconds, cells),
         )
+    return table
+
+
+def placed(workloads: list[WorkloadSummary], *, narrow: bool) -> Table:
+    """What became of the pods, one row per workload; the narrow form fits 80 columns."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    kept = [n for n, name in enumerate(pods.COLUMNS) if not (narrow and name in _WIDE_ONLY)]
+    for number in kept:
+        name = pods.COLUMNS[number]
+        table.add_column(name if number else f"  {name}", justify="right" if number else "left", no_wrap=True)
+    for row in pods.rows(workloads):
+        table.add_row(Text(f"  {one_line(row[0], 20)}"), *(row[number] for number in kept[1:]))
     return table
 
 

@@ -7,8 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sandbox.spec import gpu as gpus
 from sandbox.spec.base import API_VERSION, KeyPath, Metadata, Mistakes, Name, Strict
+from sandbox.spec.fleet import Fleet
 
+# calls per second that a controller may make; its own default, 50 at most, would be what a fleet's figures measure
+FLEET_CLIENT = {"qps": 1000, "burst": 2000}
 _KIND_API = "kind.x-k8s.io/v1alpha4"
 _ROLES = ("control-plane", "worker")
 _LAST_PORT = 65535
@@ -43,6 +47,14 @@ class ClusterSpec(Strict):
     existing: Existing | None = Field(default=None, description="For provider: existing.")
     images: list[Name] = Field(default_factory=list, description="Names of clusters/images/ to have in every node.")
     addons: Addons = Field(default_factory=Addons)
+    gpu: gpus.Groups = Field(
+        default_factory=list, description="Emulated GPUs: one group of nodes that have the same, or a list of groups."
+    )
+    fleet: Fleet | None = Field(default=None, description="Simulated nodes beside the real ones, by kwok.")
+    scheduler: dict[str, Any] | None = Field(
+        default=None,
+        description="A KubeSchedulerConfiguration for kube-scheduler: `profiles` and what else it takes.",
+    )
 
     @field_validator("kind_config")
     @classmethod
@@ -68,9 +80,42 @@ class ClusterSpec(Strict):
                 raise Mistakes([(("provider",), "provider: existing needs `existing: {kubeconfig: …, context: …}`")])
             if self.kind_config:
                 raise Mistakes([(("kindConfig",), "provider: existing takes no `kindConfig`")])
+            if given := [key for key in ("fleet", "scheduler") if getattr(self, key) is not None]:
+                raise Mistakes([((key,), f"provider: existing takes no `{key}`: we do not make it") for key in given])
         elif self.existing is not None:
             raise Mistakes([(("existing",), "`existing` needs provider: existing")])
         return self
+
+    @property
+    def scheduler_config(self) -> dict[str, Any] | None:
+        """What kube-scheduler is given as its file; None where its flags do."""
+        if self.fleet is None and self.scheduler is None:
+            return None
+        given = self.scheduler or {}
+        client = {"kubeconfig": "/etc/kubernetes/scheduler.conf", **(FLEET_CLIENT if self.fleet else {})}
+        return {
+            "apiVersion": "kubescheduler.config.k8s.io/v1",
+            "kind": "KubeSchedulerConfiguration",
+            **given,
+            "clientConnection": {**client, **(given.get("clientConnection") or {})},
+            "leaderElection": {"leaderElect": False, **(given.get("leaderElection") or {})},
+        }
+
+    @model_validator(mode="after")
+    def _gpus_have_their_nodes(self) -> ClusterSpec:
+        if problems := self.contradictions(self.model_dump(mode="json", by_alias=True)):
+            raise Mistakes(problems)
+        return self
+
+    @staticmethod
+    def contradictions(raw: Any) -> list[tuple[KeyPath, str]]:
+        """What in a cluster's document cannot be true together; `raw` is read as far as it can be."""
+        return gpus.contradictions(raw)
+
+    @property
+    def gpu_nodes(self) -> dict[int, gpus.GpuGroup]:
+        """Position in `nodes` -> the group whose GPUs that node has."""
+        return gpus.gpu_nodes(self.gpu, [str(node.get("role", "control-plane")) for node in self.nodes])
 
     @property
     def nodes(self) -> list[dict[str, Any]]:

@@ -41,6 +41,8 @@ class Document(Generic[Model]):
 def load(path: Path, model: type[Model], *, more: More | None = None) -> Document[Model]:
     """Read one YAML file as `model`; `more` is asked whether that breaks or not, so that all mistakes are said at once.
 
+    So is the model's own `contradictions(value)`, where it has one.
+
     Raises:
         UsageError: the file cannot be read, is not YAML, or breaks the model; lists every mistake.
     """
@@ -74,8 +76,8 @@ def load_text(text: str, path: Path, model: type[Model], *, more: More | None = 
         parsed = model.model_validate(value)
     except ValidationError as error:
         problems += [_line(path, lines, _keys(keys, lines), words) for keys, words in _mistakes(error)]
-    if more:
-        problems += [_line(path, lines, keys, words) for keys, words in more(value)]
+    for check in (more, getattr(model, "contradictions", None)):  # a model's own finds what its broken keys would hide
+        problems += [_line(path, lines, keys, words) for keys, words in check(value)] if check else []
     problems = list(dict.fromkeys(problems))
     if problems or parsed is None:
         raise UsageError(

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError, create_model
 from sandbox.spec.base import KeyPath, Strict
 
 F = TypeVar("F", bound=Callable[..., Any])
+Problems = Iterable[tuple[KeyPath, str]]
+Check = Callable[[dict[str, Any]], Problems]
 
 
 @dataclass
@@ -25,12 +27,20 @@ class Registry(Generic[F]):
 
     kind: str
     functions: dict[str, F] = field(default_factory=dict)
+    checks: dict[str, Check] = field(default_factory=dict)
 
-    def register(self, name: str) -> Callable[[F], F]:
-        """Decorator: make the function known as `name`."""
+    def register(self, name: str, *, check: Check | None = None) -> Callable[[F], F]:
+        """Decorator: make the function known as `name`.
+
+        Args:
+            name: in YAML.
+            check: what is wrong with parameters that are each right by themselves; (keys, message).
+        """
 
         def keep(function: F) -> F:
             self.functions[name] = function
+            if check is not None:
+                self.checks[name] = check
             return function
 
         return keep
@@ -46,12 +56,12 @@ class Registry(Generic[F]):
         }
         return create_model(f"{self.kind}:{name}", __base__=Strict, **fields)
 
-    def problems(self, name: str, params: dict[str, Any]) -> Iterable[tuple[KeyPath, str]]:
+    def problems(self, name: str, params: dict[str, Any]) -> Problems:
         """What is wrong with calling `name` so: (key path below the use, message), nothing if all is well."""
         if name not in self.functions:
             return [((name,), f"unknown {self.kind}; known: {', '.join(sorted(self.functions))}")]
         try:
-            self.parameters(name).model_validate(params)
+            values = self._values(name, params)
         except ValidationError as error:
             known = ", ".join(self.parameters(name).model_fields)
             return [
@@ -63,10 +73,13 @@ class Registry(Generic[F]):
                 )
                 for item in error.errors()
             ]
-        return []
+        found = self.checks[name](values) if name in self.checks else ()
+        return [((name, *keys), message) for keys, message in found]
 
     def call(self, name: str, context: Any, params: dict[str, Any]) -> Any:
         """Call `name` with validated parameters."""
+        return self.functions[name](context, **self._values(name, params))
+
+    def _values(self, name: str, params: dict[str, Any]) -> dict[str, Any]:
         model = self.parameters(name).model_validate(params)
-        values = {key: getattr(model, key) for key in type(model).model_fields}
-        return self.functions[name](context, **values)
+        return {key: getattr(model, key) for key in type(model).model_fields}

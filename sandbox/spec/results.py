@@ -23,7 +23,7 @@ class Check(Strict):
     """One question with one answer."""
 
     id: str = Field(description="Stable, such as slo/ttft{phase:fault}/p(99)<=300ms or attack/1-privileged-pod.")
-    group: Literal["phase", "steady-state", "fault", "slo", "attack", "validity"]
+    group: Literal["phase", "steady-state", "fault", "slo", "workload", "attack", "validity"]
     title: str = Field(description="What was asked, for a person.")
     status: Status
     observed: str = Field(description="What was seen, with its unit.")
@@ -56,6 +56,27 @@ class Summary(Strict):
     )
 
 
+class WorkloadSummary(Strict):
+    """What became of the pods of one workload. Times in seconds; null where there was nothing to measure."""
+
+    workload: str
+    pods: int = Field(description="As many as the scenario asks for.")
+    created: int
+    refused: int
+    scheduled: int
+    pending: int
+    running: int
+    succeeded: int
+    failed: int
+    lost: int
+    nodes: int = Field(description="That pods got.")
+    gpus: int = Field(description="That pods got.")
+    creation_rate: float | None = Field(description="Pods created per second; the scheduler cannot be quicker.")
+    scheduling_rate: float | None
+    scheduling_seconds: dict[str, float] = Field(description="p50, p99, max")
+    said: list[str] = Field(default_factory=list, description="Why pods waited, failed or were refused, with counts.")
+
+
 class Results(Strict):
     """One run, judged."""
 
@@ -72,6 +93,7 @@ class Results(Strict):
     checks: list[Check]
     windows: list[Window] = Field(default_factory=list)
     summaries: list[Summary] = Field(default_factory=list)
+    workloads: list[WorkloadSummary] = Field(default_factory=list)
     time_to_recover: float | None = None
     facts: dict[str, dict[str, Any]] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)

@@ -6,20 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
-from sandbox.spec.base import API_VERSION, Duration, KeyPath, Metadata, Mistakes, Name, Strict, reach, seconds
-from sandbox.spec.slo import Slo, check_slo, parse_expression, parse_selector
+from sandbox.spec.base import API_VERSION, Duration, Metadata, Mistakes, Name, Strict
+from sandbox.spec.contradictions import contradictions
+from sandbox.spec.slo import Slo, check_slo
+from sandbox.spec.workload import Workload
 
+__all__ = ["Arrivals", "FaultUse", "Load", "Named", "Recover", "Scenario", "StackUse", "called", "contradictions"]
 _AT = "at"
-
-_PER_REQUEST = frozenset({"ttft", "ttft_intended", "tpot", "ntpot", "e2e", "sched_lag"})
-_LUCK = 1.3  # random arrivals may be so many more than their rate says
-
-
-class StackUse(Strict):
-    """A reference inference stack and its values."""
-
-    name: Name
-    values: dict[str, Any] = Field(default_factory=dict, description="Checked against the stack's own stack.yaml.")
 
 
 class Named(Strict):
@@ -44,7 +37,7 @@ class Named(Strict):
 
 
 class FaultUse(Named):
-    """A fault and when it strikes, counted from the start of the load."""
+    """A fault and when it strikes, counted from the start of the load, or of the first workload without one."""
 
     at: Duration = Field(description="After the load started.")
 
@@ -105,6 +98,19 @@ Uses = Annotated[
     list[Named],
     WithJsonSchema({"type": "array", "items": {"type": ["object", "string"], "minProperties": 1, "maxProperties": 1}}),
 ]
+
+
+class StackUse(Strict):
+    """A stack, its values, and what it needs beside it."""
+
+    name: Name
+    values: dict[str, Any] = Field(default_factory=dict, description="Checked against the stack's own stack.yaml.")
+    requires: Uses = Field(
+        default_factory=list,
+        description="Stacks that are deployed before it, such as prometheus: a name, or a name with values.",
+    )
+
+
 Faults = Annotated[
     list[FaultUse],
     WithJsonSchema(
@@ -121,13 +127,13 @@ Faults = Annotated[
 
 
 class Scenario(Strict):
-    """One question put to one stack: does it hold?"""
+    """One question put to one stack, to the scheduler, or to both: does it hold?"""
 
     api_version: Literal["sandbox/v1"] = Field(default=API_VERSION, alias="apiVersion")
     kind: Literal["Scenario"]
     metadata: Metadata
     cluster: str = Field(default="solo", min_length=1, description="A file of clusters/, by name or path.")
-    stack: StackUse
+    stack: StackUse | None = Field(default=None, description="What is served; may be left out beside `workloads`.")
     guardrails: Uses = Field(
         default_factory=list,
         description="Folders of sandbox/guardrails/, applied first: a name, or a name with values.",
@@ -136,8 +142,13 @@ class Scenario(Strict):
         default_factory=list,
         description="Attempts of the catalogue made during the load; [all] for every one.",
     )
-    steady_state: Uses = Field(alias="steadyState", min_length=1, description="Must hold before, and again after.")
+    steady_state: Uses = Field(
+        default_factory=list,
+        alias="steadyState",
+        description="Must hold before, and again after. A stack needs one; workloads may go without.",
+    )
     load: Load | None = None
+    workloads: list[Workload] = Field(default_factory=list, description="Pods that go through the scheduler.")
     faults: Faults = Field(default_factory=list)
     recover: Recover = Field(default_factory=Recover)
     slo: ScenarioSlo = Field(default_factory=dict)
@@ -156,77 +167,3 @@ def called(raw: Any) -> Named | None:
         return Named.model_validate({k: v for k, v in raw.items() if k != _AT} if isinstance(raw, dict) else raw)
     except ValidationError:
         return None
-
-
-def contradictions(raw: Any) -> list[tuple[KeyPath, str]]:
-    """What in a scenario's document cannot be true together: (keys, message).
-
-    `raw` is read as far as it can be, so that this can be asked where another key breaks the model.
-    """
-    if not isinstance(raw, dict):
-        return []
-    if raw.get("load") is None:
-        given = [key for key in ("slo", "faults", "attacks") if raw.get(key)]
-        return [((key,), "needs a `load`: without requests nothing would be measured") for key in given]
-    problems: list[tuple[KeyPath, str]] = []
-    if not raw.get("slo"):
-        problems.append((("load",), "a load without `slo` could not fail; write at least one threshold"))
-    in_rooms = [found(raw, room) for found in (_unanswerable, _too_few_samples) for room in ("slo", "validity")]
-    return [*problems, *_late_faults(raw), *(each for found in in_rooms for each in found)]
-
-
-def _late_faults(raw: dict[str, Any]) -> list[tuple[KeyPath, str]]:
-    faults, end = raw.get("faults"), _seconds(reach(raw, "load", "duration"))
-    if end is None or not isinstance(faults, list):
-        return []
-    starts = [_seconds(reach(fault, _AT)) for fault in faults]
-    words = f"strikes after the load has ended ({end:g}s)"
-    return [(("faults", n, _AT), words) for n, start in enumerate(starts) if start is not None and start >= end]
-
-
-def _seconds(value: Any) -> float | None:
-    try:
-        return seconds(value)
-    except ValueError:
-        return None
-
-
-def _unanswerable(raw: dict[str, Any], room: str) -> list[tuple[KeyPath, str]]:
-    """Selectors that no request of this scenario can meet."""
-    problems: list[tuple[KeyPath, str]] = []
-    profile = reach(raw, "load", "profile")
-    for text in raw[room] if isinstance(raw.get(room), dict) else ():
-        try:
-            selector = parse_selector(str(text))
-        except ValueError:
-            continue  # the model has said so
-        asked = selector.tags.get("profile", profile)
-        if not raw.get("faults") and selector.tags.get("phase") in {"fault", "recovery"}:
-            problems.append(((room, text), "there are no `faults`: all of the load is {phase:baseline}"))
-        if not raw.get("faults") and selector.metric == "time_to_recover":
-            problems.append(((room, text), "there are no `faults` to recover from; write one, or leave this out"))
-        if isinstance(profile, str) and asked != profile:
-            problems.append(
-                ((room, text), f"the load sends no profile {asked!r}; use {{profile:{profile}}}, or no tag")
-            )
-    return problems
-
-
-def _too_few_samples(raw: dict[str, Any], room: str) -> list[tuple[KeyPath, str]]:
-    """Percentiles for which this load cannot send enough requests; closed loops send as many as are answered."""
-    rate, lasting = reach(raw, "load", "arrivals", "rate"), _seconds(reach(raw, "load", "duration"))
-    if not isinstance(rate, int | float) or lasting is None or not isinstance(raw.get(room), dict):
-        return []
-    problems: list[tuple[KeyPath, str]] = []
-    for text, thresholds in raw[room].items():
-        for position, threshold in enumerate(thresholds if isinstance(thresholds, list) else ()):
-            try:
-                metric = parse_selector(str(text)).metric
-                needed = parse_expression(threshold, metric).samples_needed
-            except (ValueError, TypeError):  # the model has said so, or `minSamples` says otherwise
-                continue
-            if metric in _PER_REQUEST and needed > _LUCK * rate * lasting:
-                words = f"needs {needed} samples, and this load sends about {rate * lasting:.0f} requests"
-                hint = "load for longer, ask for a lower percentile, or set minSamples"
-                problems.append(((room, text, position), f"{threshold} {words}; {hint}"))
-    return problems

@@ -14,9 +14,11 @@ from sandbox.spec.base import KeyPath, Mistakes, Strict
 
 Kind = Literal["trend", "rate", "count", "value"]
 PHASES = ("baseline", "fault", "recovery")
-TAGS = ("phase", "model", "profile")
+TAGS = ("phase", "model", "profile", "workload")
+_OF_WORKLOADS = ("workload",)
 # Measured once over the whole run, whoever asks: a tag would change nothing.
 WHOLE_RUN = ("time_to_recover", "client_lag", "client_cpu")
+OF_ALL_NODES = ("gpu_nodes_free", "gpu_fragmentation")
 OUTCOMES = (
     "ok",
     "http_error",
@@ -37,13 +39,33 @@ class Metric:
         kind: trend (a distribution of seconds), rate (a share, 0..1), count (a number of events), value (one number).
         unit: "s", "" (a share or a count), "1/s".
         description: what it measures.
+        of: what must be there to be measured: requests of a load, or pods of workloads.
     """
 
     kind: Kind
     unit: str
     description: str
+    of: Literal["requests", "workloads"] = "requests"
 
 
+_POD_METRICS: dict[str, tuple[Kind, str, str]] = {
+    "pods_created": ("count", "", "pods that the API server took"),
+    "pods_refused": ("count", "", "pods that the API server refused: quota, admission"),
+    "pods_scheduled": ("count", "", "pods that got a node, whatever became of them there"),
+    "pods_pending": ("count", "", "pods without a node at the end of the watch"),
+    "pods_running": ("count", "", "pods that ran at the end of the watch"),
+    "pods_succeeded": ("count", "", "pods whose command ended with 0"),
+    "pods_failed": ("count", "", "pods that failed, or that their node refused"),
+    "pods_lost": ("count", "", "pods that were deleted by others: preempted, evicted"),
+    "pods_printing": ("count", "", "pods whose log matched `prints`"),
+    "pods_because": ("count", "", "pods held back with words of the scheduler that match `because`"),
+    "scheduling_seconds": ("trend", "s", "from the creation of a pod to its getting a node"),
+    "scheduling_rate": ("value", "1/s", "pods that got a node per second, from the first creation to the last"),
+    "nodes_used": ("value", "", "nodes that pods got"),
+    "gpus_allocated": ("value", "", "GPUs that pods got, by resource or by claim"),
+    "gpu_nodes_free": ("value", "", "nodes with GPUs none of which was in use at the end"),
+    "gpu_fragmentation": ("rate", "", "share of the GPUs free at the end that lay on nodes partly in use"),
+}
 METRICS: dict[str, Metric] = {
     "ttft": Metric("trend", "s", "first content minus actual send"),
     "ttft_intended": Metric("trend", "s", "first content minus scheduled send; no coordinated omission"),
@@ -62,6 +84,7 @@ METRICS: dict[str, Metric] = {
     ),
     "client_cpu": Metric("value", "", "share of one core the load client used, at its busiest second"),
     **{outcome: Metric("count", "", f"requests that ended `{outcome}`") for outcome in OUTCOMES},
+    **{name: Metric(kind, unit, description, "workloads") for name, (kind, unit, description) in _POD_METRICS.items()},
 }
 
 AGGREGATIONS: dict[Kind, tuple[str, ...]] = {
@@ -141,6 +164,12 @@ def parse_selector(text: str) -> Selector:
         if not value or key in tags:
             raise ValueError(f"{text!r}: tag {key!r} needs exactly one value, such as {{{key}:…}}")
         tags[key] = value
+    of_workloads = METRICS[match["metric"]].of == "workloads"
+    if wrong := [key for key in tags if (key in _OF_WORKLOADS) != of_workloads]:
+        fitting = [key for key in TAGS if (key in _OF_WORKLOADS) == of_workloads]
+        raise ValueError(f"{match['metric']} has no tag {wrong[0]!r}; it has {', '.join(fitting)}")
+    if tags and match["metric"] in OF_ALL_NODES:
+        raise ValueError(f"{match['metric']} is measured over all nodes: write it without {{…}}")
     if tags and match["metric"] in WHOLE_RUN:
         raise ValueError(f"{match['metric']} is measured over the whole run: write it without {{…}}")
     return Selector(match["metric"], tags)

@@ -95,6 +95,9 @@ class Setting(Strict):
     )
     env: str | None = Field(default=None, pattern=r"^[A-Z][A-Z0-9_]*$", description="An environment variable.")
     present: bool = Field(default=False, description="The whole manifest is left out when the value is false.")
+    unless: int | str | None = Field(
+        default=None, description="A value that is put nowhere: the manifest stays as it is."
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Setting:

@@ -281,6 +281,21 @@ def test_the_tenants_policies_open_the_way_to_pods_only_never_to_an_address() ->
         assert all("podSelector" in peer and "ipBlock" not in peer for peer in rule["to"])
 
 
+def test_the_model_can_be_reached_at_its_port_only_by_those_who_are_named() -> None:
+    objects = guardrails.render(guardrails.load("tenant"), {}, images={"toolbox": "i:1"}, pod_cidrs=["10.1.0.0/16"])
+    policies = {each["metadata"]["name"]: each for each in objects if each["kind"] == "NetworkPolicy"}
+    platform = {name: each["spec"] for name, each in policies.items() if each["metadata"]["namespace"] == "inference"}
+    opened = {name: rule for name, spec in platform.items() for rule in spec.get("ingress", [])}
+    assert set(opened) == {"from-outside", "from-tenants", "from-telemetry"}
+    for rule in opened.values():
+        assert rule["ports"] == [{"protocol": "TCP", "port": 8000}]
+        assert rule["from"], "an empty `from` means everybody"
+    (telemetry,) = opened["from-telemetry"]["from"]
+    assert telemetry["namespaceSelector"]["matchExpressions"] == [
+        {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["gpu-emulator", "monitoring"]}
+    ]
+
+
 def test_without_a_neighbour_a_packet_proves_nothing(both: tuple[ApiServer, Kube]) -> None:
     _, kube = both
     attempt = next(iter(attacks.make(kube, TENANT, BY_ID["77-another-tenants-pod"])))

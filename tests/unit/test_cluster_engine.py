@@ -34,6 +34,7 @@ from sandbox.errors import ClusterError, EnvironmentMissing, UsageError
 from sandbox.host.engine import Engine
 from sandbox.spec.base import Metadata
 from sandbox.spec.cluster import ClusterSpec
+from sandbox.spec.gpu import GpuGroup
 from tests.unit.api_server import Answer, core, serving
 
 SPEC = ClusterSpec(kind="Cluster", metadata=Metadata(name="solo", description="For a test."))
@@ -306,11 +307,30 @@ def test_a_running_cluster_gets_what_its_spec_now_asks_for(
     done: list[object] = []
     monkeypatch.setattr(bringup, "_running", lambda *_, **__: made)
     monkeypatch.setattr(bringup.Kube, "connect", lambda *_: "kube")
-    monkeypatch.setattr(bringup.addons, "apply", lambda kube, spec: done.append((kube, spec)))
-    monkeypatch.setattr(bringup, "_ready", lambda kube, count: done.append((kube, count)))
+    monkeypatch.setattr(bringup, "_furnish", lambda *given: done.append(given))
     monkeypatch.setattr(bringup.node_images, "load", lambda _, name, refs: done.append((name, refs)))
     assert bringup.up(SPEC, app_images=["toolbox"]) is made
-    assert done == [("kube", SPEC), ("kube", 1), ("solo", ["toolbox:1"])]
+    assert done == [("solo", ["toolbox:1"]), ("kube", SPEC, 1, {"toolbox": "toolbox:1"})]
+
+
+@pytest.mark.parametrize("gpu", [[], [GpuGroup(profile="h100")]])
+def test_gpus_are_waited_for_only_where_the_spec_has_some(monkeypatch: pytest.MonkeyPatch, gpu: list[GpuGroup]) -> None:
+    done: list[object] = []
+
+    def apply(kube: object, spec: ClusterSpec, nodes: list[str], image: str) -> bool:
+        done.append((nodes, image))
+        return bool(spec.gpu)
+
+    monkeypatch.setattr(bringup.addons, "apply", lambda *_: None)
+    monkeypatch.setattr(bringup, "wait_for", lambda *_, **__: None)
+    monkeypatch.setattr(bringup.gpus, "in_order", lambda *_: ["solo-control-plane"])
+    monkeypatch.setattr(bringup.gpus, "apply", apply)
+    monkeypatch.setattr(bringup.gpus, "wait", lambda kube, spec, nodes: done.append(nodes))
+    spec = SPEC.model_copy(update={"gpu": gpu})
+    refs = {name: f"{name}:1" for name in bringup.addons.images(spec)}
+    bringup._furnish(cast("Any", None), spec, 1, refs)
+    named = ["solo-control-plane"]
+    assert done == ([(named, "gpu-emulator:1"), named] if gpu else [([], "")])
 
 
 def test_a_mistake_of_ours_in_a_create_is_shown_as_one_and_its_logs_are_kept(

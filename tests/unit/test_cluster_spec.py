@@ -132,6 +132,12 @@ def test_only_cgroup_v1_makes_the_kubelet_tolerate_it() -> None:
     assert {"kind": "KubeletConfiguration", "failCgroupV1": False} in patches(rendered("", cgroup="1"))
 
 
+def test_kubelets_with_gpus_tell_of_a_failed_device_within_a_second() -> None:
+    gpus = {"kind": "KubeletConfiguration", "nodeStatusUpdateFrequency": "1s", "nodeStatusReportFrequency": "10s"}
+    assert gpus in patches(rendered("gpu: {profile: h100}\n"))
+    assert {**gpus, "failCgroupV1": False} in patches(rendered("gpu: {profile: h100}\n", cgroup="1"))
+
+
 def test_a_taken_port_is_named_before_anything_is_made() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))

@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "probes": {"spec", "timeline", "host", "images", "cluster", "kube"},
     "attacks": {"spec", "timeline", "host", "images", "cluster", "kube"},
     "load": {"spec", "timeline"},
+    "workloads": {"spec", "timeline", "kube"},
 }
 ALLOWED["plan"] = {*ALLOWED}
 ALLOWED["exercise"] = {*ALLOWED, "run"}  # `run` for its type only

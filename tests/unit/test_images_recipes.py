@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from sandbox.errors import UsageError
-from sandbox.images import recipe
+from sandbox.images import assemble, recipe
+from sandbox.images.ingredients import Ingredients
 
 GOOD = """\
 apiVersion: sandbox/v1
@@ -34,11 +36,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_shipped_recipe_is_valid_and_pins_what_go_and_pip_download() -> None:
-    assert {"node", "llama-cpp", "toolbox", "vllm-sim"} <= set(recipe.names())
+    assert {"node", "llama-cpp", "toolbox", "vllm-sim", "gpu-emulator"} <= set(recipe.names())
     for name in recipe.names():
         found = recipe.recipe(name)
         for module in found.spec.go.values():
-            assert (found.folder / module.module / "go.sum").stat().st_size > 0
+            folder = found.folder / module.module
+            if "require" in (folder / "go.mod").read_text():  # else it is all our own
+                assert (folder / "go.sum").stat().st_size > 0
         for wheels in found.spec.wheels.values():
             lines = (found.folder / wheels.requirements).read_text().splitlines()
             pins = [line for line in lines if "==" in line and not line.startswith("#")]
@@ -70,6 +74,53 @@ def test_the_key_changes_with_anything_in_the_recipe(folder: Path, change: str) 
         case "image.yaml":
             (folder / "image.yaml").write_text(GOOD.replace('version: "1"', 'version: "2"'))
     assert recipe.recipe("demo").key != before
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of this tool, in a copy of the tool."""
+    made = tmp_path / "sandbox" / "gpu" / "emulator"
+    (made / "__pycache__").mkdir(parents=True)
+    for name in ("__init__.py", "a.py", "a.pyi", "a.proto", "__pycache__/a.cpython-311.pyc"):
+        (made / name).write_text("# as it was\n")
+    monkeypatch.setattr(recipe.paths, "shipped", lambda room: tmp_path / "sandbox" / room)
+    return made
+
+
+WITH_PACKAGE = GOOD + "  - package: gpu/emulator\n"
+
+
+@pytest.mark.parametrize(("change", "other"), [("a.py", True), ("new.py", True), ("__pycache__/b.pyc", False)])
+def test_the_key_changes_with_the_package_that_an_image_takes_in(
+    folder: Path, package: Path, change: str, other: bool
+) -> None:
+    (folder / "image.yaml").write_text(WITH_PACKAGE)
+    before = recipe.recipe("demo").key
+    (package / change).write_text("# changed\n")
+    assert (recipe.recipe("demo").key != before) is other
+
+
+def test_the_key_of_an_image_without_a_package_is_that_of_its_folder_alone(folder: Path) -> None:
+    plain = recipe.digest_of([f"{recipe.FORMAT} {recipe.architecture()}"], [folder])
+    assert recipe.recipe("demo").key == plain[:12]
+
+
+def test_a_package_is_laid_into_the_image_alone_and_without_what_only_typing_needs(
+    folder: Path, package: Path, tmp_path: Path
+) -> None:
+    (folder / "image.yaml").write_text(WITH_PACKAGE)
+    demo = recipe.recipe("demo")
+    layer = assemble._cut(demo, demo.spec.layers[-1], tmp_path / "layer.tar", Ingredients())
+    with tarfile.open(layer.path) as tar:
+        names = [member.name for member in tar.getmembers() if member.isfile()]
+    assert names == ["opt/lib/sandbox/gpu/emulator/__init__.py", "opt/lib/sandbox/gpu/emulator/a.py"]
+
+
+def test_a_package_that_this_tool_has_not_got_is_refused_with_its_line(folder: Path) -> None:
+    (folder / "image.yaml").write_text(GOOD + "  - package: gpu/nothing\n")
+    with pytest.raises(UsageError) as raised:
+        recipe.recipe("demo")
+    assert "image.yaml:11:5: layers[2].package: there is no package gpu/nothing in this tool" in str(raised.value)
 
 
 def test_an_unknown_image_is_refused_with_those_that_exist() -> None:

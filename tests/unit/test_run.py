@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from test_judge import history
 
-from sandbox import run, suite
+from sandbox import probes, run, suite
 from sandbox.cluster import Owner
 from sandbox.errors import ClusterError, DeadlineExceeded
 from sandbox.exercise import attack_moments
 from sandbox.judge import judge
+from sandbox.kube import stacks
 from sandbox.plan import Plan, load_all
 from sandbox.run import Options, Outcome, Run, execute
 from sandbox.spec.results import Results
@@ -184,3 +185,48 @@ def test_a_run_out_of_time_is_invalid(executed: Callable[..., Outcome]) -> None:
     result = executed(up)
     assert result.exit_code == 3
     assert "NotReady" in written(result).headline
+
+
+def test_required_stacks_are_deployed_first_told_apart_and_looked_at_by_probes(
+    plan: Plan, executed: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing: Any = None
+    done: list[tuple[str, dict[str, Any]]] = []
+    seen: list[probes.Context] = []
+
+    def fake(kube: Any, stack: Any, values: dict[str, Any], **_: Any) -> stacks.Deployed:
+        name = stack.metadata.name
+        done.append((name, values))
+        return stacks.Deployed(name, stack.namespace, "m" if stack.serves_model else "", f"http://{name}", ())
+
+    def look(name: str, context: probes.Context, params: dict[str, Any]) -> probes.Seen:
+        seen.append(context)
+        return probes.Seen(True, "ok")
+
+    def ground(run: Run) -> None:
+        object.__setattr__(run.plan, "required", [(stacks.load("prometheus"), {"retention": "1h"})])
+        run.kube, run.cluster = nothing, nothing
+        monkeypatch.setattr(Run, "ground", (Node(), nothing))
+
+    monkeypatch.setattr(run.stacks, "deploy", fake)
+    monkeypatch.setattr(run.probes, "look", look)
+    monkeypatch.setattr(run.namespaces, "clear", lambda kube: [])
+    monkeypatch.setattr(run, "_references", lambda plan: dict.fromkeys(plan.images, "ref"))
+    outcome = executed(ground, run.deploy, run.verify)
+    assert done == [("prometheus", {"retention": "1h"}), ("llama-cpp", {"replicas": 1})]
+    facts = written(outcome).facts
+    assert facts["stack"]["name"] == "llama-cpp"
+    assert facts["stack prometheus"] == {
+        "values": {"retention": "1h"},
+        "url": "http://prometheus",
+        "emulated": False,
+        "images": {"prometheus": "ref"},
+    }
+    assert seen[0].urls == {"prometheus": "http://prometheus", "llama-cpp": "http://llama-cpp"}
+    assert seen[0].url == "http://llama-cpp"
+
+
+class Node:
+    """A cluster, as far as a stack's endpoint goes."""
+
+    node_addresses = ("192.0.2.1",)

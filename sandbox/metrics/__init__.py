@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from sandbox.metrics import pods as pods_
+from sandbox.metrics.pods import Pods
 from sandbox.spec.results import Summary, Window
-from sandbox.spec.slo import METRICS, OUTCOMES, Expression, Selector
+from sandbox.spec.slo import METRICS, OF_ALL_NODES, OUTCOMES, Expression, Selector
 from sandbox.timeline import ClientBeat, Event, FaultEvent, LoadFinished, LoadStarted, PhaseChanged, Request
 
 # Written while and after a run is judged: to judge it again must give the same.
@@ -42,6 +44,7 @@ class Record:
     load_finished: float | None
     end: float
     limits: dict[str, float] = field(default_factory=dict)
+    pods: Pods = field(default_factory=Pods)
 
     @property
     def windows(self) -> list[Window]:
@@ -64,8 +67,17 @@ class Record:
         return [Window(name=name, kind="phase", start=start, end=stop) for name, start, stop in phases] + faults
 
 
-def record(events: Iterable[Event], limits: dict[str, float] | None = None) -> Record:
-    """Sort a timeline's events. `limits`: request-level limits in seconds (see `Load.good`)."""
+def record(
+    events: Iterable[Event], limits: dict[str, float] | None = None, workloads: dict[str, str] | None = None
+) -> Record:
+    """Sort a timeline's events.
+
+    Args:
+        events: of one run.
+        limits: request-level limits in seconds (see `Load.good`).
+        workloads: those of the scenario, each with the `because` it has, if any.
+    """
+    pods = Pods(workloads or {})
     requests: list[Request] = []
     beats: list[ClientBeat] = []
     lives: dict[int, list[FaultEvent]] = {}
@@ -85,7 +97,10 @@ def record(events: Iterable[Event], limits: dict[str, float] | None = None) -> R
                 started = event.t
             case LoadFinished():
                 finished = event.t
-    return Record(requests, beats, [_life(life) for life in lives.values()], started, finished, end, limits or {})
+            case _:
+                pods.take(event)
+    windows = [_life(life) for life in lives.values()]
+    return Record(requests, beats, windows, started, finished, end, limits or {}, pods)
 
 
 def _life(life: Sequence[FaultEvent]) -> FaultWindow:
@@ -188,6 +203,8 @@ class Observed:
 def observe(rec: Record, selector: Selector, expression: Expression) -> Observed:
     """What a threshold's left side amounts to, over the whole record."""
     name = selector.metric
+    if METRICS[name].of == "workloads":
+        return _of_pods(rec.pods, selector, expression)
     whole_run = {
         "time_to_recover": lambda: Observed(time_to_recover(rec), len(rec.requests)),
         "client_lag": lambda: _lag(rec.beats, expression),
@@ -204,6 +221,29 @@ def observe(rec: Record, selector: Selector, expression: Expression) -> Observed
     if name == "good_request_fraction":
         return Observed(good_fraction(requests, rec.limits), len(requests))
     return Observed(_rate(requests, name, _span(rec, selector.tags.get("phase"))), len(requests))
+
+
+def _of_pods(pods: Pods, selector: Selector, expression: Expression) -> Observed:
+    """What became of pods. Of workloads that were not watched to their end there is nothing to say."""
+    name, found = selector.metric, pods.chosen(selector)
+    asked = sum(each.asked for each in found)
+    if name in OF_ALL_NODES:
+        free = {"gpu_nodes_free": pods_.nodes_free, "gpu_fragmentation": pods_.fragmentation}[name]
+        return Observed(free(pods.nodes), 1) if pods.nodes and pods.nodes.groups else Observed(None, 0)
+    if not found:
+        return Observed(None, 0)
+    if METRICS[name].kind == "count":
+        count = len(pods_.matching(pods, selector, name))
+        return Observed(count / asked if expression.aggregation == "rate" else float(count), asked)
+    if name == "scheduling_seconds":
+        values = pods_.seconds(found)
+        return Observed(_aggregate(values, expression), len(values))
+    figures: dict[str, float | None] = {
+        "scheduling_rate": pods_.scheduling_rate(found),
+        "nodes_used": float(len(pods_.nodes_used(found))),
+        "gpus_allocated": float(pods_.gpus_allocated(found)),
+    }
+    return Observed(figures[name], asked)
 
 
 def _count(requests: Sequence[Request], name: str, expression: Expression) -> Observed:

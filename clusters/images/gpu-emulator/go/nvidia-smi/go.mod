@@ -1,0 +1,3 @@
+module sandbox.local/gpu-emulator/nvidia-smi
+
+go 1.26.0

@@ -1,0 +1,210 @@
+"""Timeline + SLOs -> verdict. Pure: no clock, no files, no cluster, so any run can be judged again.
+
+`invalid` means it could not be proven either way: a fault that did not demonstrably happen, a window
+with no samples, a probe that errored, a load client that was itself the bottleneck. No data is never
+a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from sandbox import metrics
+from sandbox.judge.attacks import attack_checks
+from sandbox.judge.thresholds import threshold_checks
+from sandbox.judge.workloads import workload_checks
+from sandbox.metrics import pods
+from sandbox.spec.results import Check, Results, Status, worst
+from sandbox.spec.scenario import Named, Scenario
+from sandbox.timeline import Event, Fact, FaultEvent, Note, PhaseChanged, Probed, RunStarted
+
+
+def judge(events: Iterable[Event]) -> Results:
+    """Judge one run.
+
+    Raises:
+        ValueError: the timeline does not begin with a run, so there is nothing to judge it against.
+    """
+    timeline = list(events)
+    begun = next((event for event in timeline if isinstance(event, RunStarted)), None)
+    if begun is None:
+        raise ValueError("the timeline holds no run.started event: there is nothing to judge")
+    scenario = Scenario.model_validate(begun.scenario)
+    limits = {str(name): limit for name, limit in scenario.load.good.items()} if scenario.load else {}
+    workloads = {each.name: each.because or "" for each in scenario.workloads}
+    rec = metrics.record(timeline, limits, workloads)
+    checks = [
+        *_phases(timeline),
+        *_steady_state(scenario, timeline),
+        *_faults(scenario, timeline),
+        *threshold_checks(scenario, timeline, rec),
+        *workload_checks(scenario, rec.pods),
+        *attack_checks(scenario, timeline),
+    ]
+    checks = _reached(timeline, checks)
+    verdict = worst(check.status for check in checks)
+    return Results(
+        run_id=begun.run_id,
+        scenario=scenario.metadata.name,
+        source=begun.source,
+        description=scenario.metadata.description,
+        started=begun.wall,
+        duration=rec.end,
+        verdict=verdict,
+        headline=_headline(verdict, checks),
+        checks=checks,
+        windows=rec.windows,
+        summaries=metrics.summarise(rec),
+        workloads=pods.summarise(rec.pods),
+        time_to_recover=_finite(metrics.time_to_recover(rec)),
+        facts={event.about: event.values for event in timeline if isinstance(event, Fact)},
+        notes=[f"{event.level}: {event.message}" for event in timeline if isinstance(event, Note)],
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _headline(verdict: Status, checks: Sequence[Check]) -> str:
+    if verdict == "pass":
+        return f"Everything that was promised held: {len(checks)} checks passed."
+    first = next((check for check in checks if check.status == verdict), None)
+    if first is None:
+        return "Nothing was checked, so nothing was proven."
+    others = sum(check.status == verdict for check in checks) - 1
+    more = f" ({others} more)" if others else ""
+    word = "Did not hold" if verdict == "fail" else "Could not be proven"
+    return f"{word}: {first.title}: {first.reason or first.observed}{more}"
+
+
+def _phases(timeline: Sequence[Event]) -> list[Check]:
+    """A run that was cut short proves nothing about what it did not come to."""
+    changes = [event for event in timeline if isinstance(event, PhaseChanged)]
+    checks = [
+        Check(
+            id=f"phase/{event.name}",
+            group="phase",
+            title=f"phase {event.name}",
+            status="invalid",
+            observed="stopped",
+            expected="runs to its end",
+            reason=event.detail,
+            evidence=[f"t={event.t:.2f}s {event.detail}"],
+        )
+        for event in changes
+        if event.status == "failed"
+    ]
+    done = {event.name for event in changes if event.status == "ok"}
+    if not checks and "recover" not in done:
+        checks.append(
+            Check(
+                id="phase/recover",
+                group="phase",
+                title="the run came to its end",
+                status="invalid",
+                observed=f"last phase that ended well: {changes[-1].name if changes else 'none'}",
+                expected="all phases to and with recover",
+                reason="the harness was stopped half-way; what follows is judged as far as it got",
+            )
+        )
+    return checks
+
+
+def _reached(timeline: Sequence[Event], checks: list[Check]) -> list[Check]:
+    """Where the run stopped before its load, say once that nothing else was come to, not once per check."""
+    begun = {event.name for event in timeline if isinstance(event, PhaseChanged)}
+    stopped = any(isinstance(event, PhaseChanged) and event.status == "failed" for event in timeline)
+    if not stopped or "exercise" in begun:
+        return checks
+    told = [check for check in checks if check.evidence]
+    if missed := len(checks) - len(told):
+        reason = f"the run stopped before it came to {missed} other checks"
+        told.append(
+            Check(
+                id="phase/not-reached",
+                group="phase",
+                title="everything else",
+                status="invalid",
+                observed="not reached",
+                expected="checked",
+                reason=reason,
+            )
+        )
+    return told
+
+
+def _steady_state(scenario: Scenario, timeline: Sequence[Event]) -> list[Check]:
+    probes = [event for event in timeline if isinstance(event, Probed)]
+    checks = []
+    for when in ("before", "after"):
+        for position, use in enumerate(scenario.steady_state):
+            seen = [p for p in probes if p.when == when and p.index == position]
+            found = seen[-1] if seen else None
+            checks.append(_probe_check(scenario, use, position, when, found))
+    return checks
+
+
+def _probe_check(scenario: Scenario, use: Named, position: int, when: str, found: Probed | None) -> Check:
+    status: Status = "pass"
+    reason = ""
+    if found is None:
+        status, reason = "invalid", "the probe was never made"
+    elif found.ok is None:
+        status, reason = "invalid", f"the probe itself failed: {found.detail}"
+    elif not found.ok and when == "before" and scenario.faults:
+        status, reason = (
+            "invalid",
+            "the steady state did not hold before the first fault: nothing can be said of the fault",
+        )
+    elif not found.ok:
+        status, reason = "fail", f"the steady state does not hold: {found.detail}"
+    return Check(
+        id=f"steady-state/{when}/{position}/{use.name}",
+        group="steady-state",
+        title=f"{use.name} {when} the load" if scenario.load else f"{use.name} ({when})",
+        status=status,
+        observed=found.detail if found else "nothing",
+        expected="holds",
+        reason=reason,
+        evidence=[f"t={found.t:.2f}s {found.detail}"] if found else [],
+    )
+
+
+def _faults(scenario: Scenario, timeline: Sequence[Event]) -> list[Check]:
+    lives: dict[int, list[FaultEvent]] = {}
+    for event in timeline:
+        if isinstance(event, FaultEvent):
+            lives.setdefault(event.index, []).append(event)
+    return [_fault_check(index, use.name, lives.get(index, [])) for index, use in enumerate(scenario.faults)]
+
+
+def _fault_check(index: int, name: str, life: list[FaultEvent]) -> Check:
+    states = {event.state: event for event in life}
+    status: Status = "pass"
+    reason = ""
+    if "no_target" in states:
+        status, reason = "invalid", f"matched nothing, so nothing happened: {states['no_target'].detail}"
+    elif "proven" not in states:
+        status = "invalid"
+        reason = states["failed"].detail if "failed" in states else "no evidence from outside that it happened"
+    elif "not_healed" in states:
+        status, reason = "fail", f"did not heal: {states['not_healed'].detail}"
+    elif "healed" not in states:
+        status = "invalid"
+        reason = states["failed"].detail if "failed" in states else "the run ended before it could be seen to heal"
+    return Check(
+        id=f"fault/{index}/{name}",
+        group="fault",
+        title=f"{name} happened and healed",
+        status=status,
+        observed=", ".join(f"{event.state} at {event.t:.2f}s" for event in life) or "nothing",
+        expected="injected, proven from outside, healed",
+        reason=reason,
+        evidence=[f"t={event.t:.2f}s {event.state}: {event.detail} {_flat(event.evidence)}".rstrip() for event in life],
+    )
+
+
+def _flat(evidence: dict[str, object]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in evidence.items())

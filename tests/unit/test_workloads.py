@@ -1,0 +1,504 @@
+"""Workloads: what a scenario may say of them, what is judged of their pods, and how they are driven and followed."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sandbox import metrics
+from sandbox.errors import UsageError
+from sandbox.judge import judge
+from sandbox.kube import ApiError, Kube, Object
+from sandbox.plan import load_all
+from sandbox.report import github, terminal
+from sandbox.report.write import write_all
+from sandbox.spec import load_text
+from sandbox.spec.results import Check, Results
+from sandbox.spec.scenario import Scenario
+from sandbox.spec.slo import METRICS, parse_expression, parse_selector
+from sandbox.spec.workload import Workload
+from sandbox.timeline import Event, GpuNodes, PhaseChanged, PodEvent, RunStarted, Timeline, read
+from sandbox.timeline import WorkloadFinished as Finished
+from sandbox.timeline import WorkloadStarted as Started
+from sandbox.workloads import Board, Ground, drive, objects
+
+HEAD = """
+apiVersion: sandbox/v1
+kind: Scenario
+metadata: {name: demo, description: For a test.}
+"""
+ONE = "workloads: [{name: trainers, pods: 6, resources: {nvidia.com/gpu: 1}}]\n"
+SLO = 'slo: {pods_scheduled: ["value==4"]}\n'
+WHY = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+
+
+def scenario(text: str) -> Scenario:
+    return load_text(HEAD + text, Path("demo.yaml"), Scenario).model
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(UsageError) as error:
+        scenario(text)
+    return str(error.value)
+
+
+def test_a_scenario_may_have_workloads_alone() -> None:
+    loaded = scenario(ONE + SLO)
+    assert loaded.stack is None
+    assert loaded.load is None
+    assert loaded.workloads[0].gpus == 1
+    assert Scenario.model_validate(loaded.model_dump(mode="json", by_alias=True)) == loaded
+
+
+LOAD = "load: {profile: chat-short, arrivals: {rate: 5}, duration: 10s}\n"
+STACK = "stack: {name: vllm-sim}\nsteadyState: [openai.chat]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "stack: must be there, or `workloads`"),
+        (ONE, "workloads: workloads without `slo`"),
+        (LOAD + SLO, "load: needs a `stack`"),
+        ("stack: {name: vllm-sim}\n" + ONE + SLO, "steadyState: must be there"),
+        (ONE + SLO + "steadyState: [openai.chat]\n", "steadyState[0]: openai.chat looks at a stack"),
+        (ONE + SLO + "attacks: [all]\n", "attacks: needs a `load`"),
+        (ONE + 'slo: {ttft: ["med<=1s"]}\n', "ttft is measured on requests, and there is no `load`"),
+        (STACK + LOAD + SLO, "pods_scheduled is measured on pods, and there are no `workloads`"),
+        (ONE + 'slo: {"pods_pending{workload:others}": ["value==1"]}\n', "no workload 'others'; there are: trainers"),
+        (ONE + 'slo: {pods_printing: ["value==1"]}\n', "no workload has `prints`"),
+        (ONE + 'slo: {"pods_because{workload:trainers}": ["value==1"]}\n', "workload trainers has no `because`"),
+        (ONE + 'slo: {pods_scheduled: ["value==7"]}\n', "value==7 needs more pods than the 6 there are"),
+        (ONE + 'slo: {"pods_scheduled{phase:fault}": ["value==1"]}\n', "pods_scheduled has no tag 'phase'"),
+        (ONE + 'slo: {"gpu_fragmentation{workload:trainers}": ["value<=0.1"]}\n', "is measured over all nodes"),
+        (STACK + LOAD + ONE + 'slo: {"ttft{workload:trainers}": ["med<=1s"]}\n', "ttft has no tag 'workload'"),
+        (ONE + SLO + "faults: [{pod.kill: {target: {a: b}}, at: 31s}]\n", "after the last workload's time has ended"),
+        ("workloads: [{name: a}, {name: a}]\n" + 'slo: {pods_scheduled: ["value==1"]}\n', "another workload's name"),
+        ("workloads: [{name: a, after: b}, {name: b}]\n" + SLO, "'b' is no workload before this one"),
+        ("workloads: [{name: a, sharedClaim: true}]\n" + SLO, "needs a `claim` to share"),
+        ("workloads: [{name: a, prints: '['}]\n", "no regular expression"),
+        ("workloads: [{name: a, fleet: true, prints: x}]\n", "a simulated node runs no container"),
+        ("workloads: [{name: a, pods: 5001}]\n" + SLO, "less than or equal to 5000"),
+        ("workloads: [{name: a, pod: {containers: []}}]\n" + SLO, "pod.containers: is written as `image`"),
+        ("workloads: [{name: a, container: {image: x}}]\n" + SLO, "write `image` beside `container`"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(text: str, says: str) -> None:
+    assert says in refusal(text)
+
+
+def test_names_that_nothing_has_are_refused_before_anything_is_touched(tmp_path: Path) -> None:
+    path = tmp_path / "demo.yaml"
+    path.write_text(
+        HEAD + 'workloads: [{name: a, fleet: true}, {name: b, image: nope}]\nslo: {nodes_used: ["value==1"]}\n'
+    )
+    with pytest.raises(UsageError) as error:
+        load_all([str(path)])
+    assert "workloads[0].fleet: cluster solo has no simulated nodes" in str(error.value)
+    assert "workloads[1].image: there is no image 'nope'" in str(error.value)
+
+
+def test_a_plan_of_workloads_needs_their_images_and_is_told_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "demo.yaml"
+    path.write_text(f"{HEAD}{ONE}{SLO}")
+    plan = load_all([str(path)])[0]
+    assert plan.images == ["toolbox"]
+    assert "trainers: 6 pods of 1 nvidia.com/gpu, at 0 s" in plan.in_words()
+    assert "stack         none" in plan.in_words()
+
+
+# --- judged
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    first = {
+        "name": "trainers",
+        "pods": 6,
+        "resources": {"nvidia.com/gpu": 1},
+        "because": "Insufficient nvidia.com/gpu",
+    }
+    return {
+        "apiVersion": "sandbox/v1",
+        "kind": "Scenario",
+        "metadata": {"name": "demo", "description": "A history written by hand."},
+        "workloads": [first | changes.pop("workload", {})],
+        "slo": {"pods_scheduled{workload:trainers}": ["value==4"], "pods_pending": ["value==2"]},
+        **changes,
+    }
+
+
+def pod(number: int, *states: str, at: float = 10.0, **more: Any) -> list[PodEvent]:
+    name, node = f"trainers-{number}", f"node-{number % 2}"
+    return [
+        PodEvent(
+            t=at + step / 2, workload="trainers", pod=name, state=state,  # type: ignore[arg-type]
+            node=node if state == "scheduled" else "", message=WHY if state == "waiting" else more.get(state, ""),
+        )
+        for step, state in enumerate(states)
+    ]  # fmt: skip
+
+
+RAN = ("created", "scheduled", "running")
+PODS = [event for n in range(1, 5) for event in pod(n, *RAN)] + [
+    event for n in (5, 6) for event in pod(n, "created", "waiting")
+]
+
+
+def history(
+    scenario: dict[str, Any] | None = None, pods: list[PodEvent] | None = None, *, whole: bool = True, created: int = 6
+) -> list[Event]:
+    events: list[Event] = [
+        RunStarted(t=0, run_id="r1", wall="2026-01-01T00:00:00Z", scenario=scenario or spec(), source="demo.yaml"),
+        PhaseChanged(t=9, name="exercise", status="started"),
+        Started(t=9.9, workload="trainers", pods=6, gpus=1),
+        *(PODS if pods is None else pods),
+    ]
+    if whole:
+        events.append(Finished(t=40, workload="trainers", created=created, refused=6 - created, why="settled"))
+        events.append(GpuNodes(t=41, groups=[(8, 0, 1), (8, 4, 1)]))
+    return [*events, PhaseChanged(t=46, name="recover", status="ok")]
+
+
+def check(results: Results, name: str) -> Check:
+    found = [item for item in results.checks if item.id.startswith(name)]
+    assert len(found) == 1, [item.id for item in results.checks]
+    return found[0]
+
+
+def test_pods_that_are_where_they_have_to_be_pass_and_the_scheduler_s_words_are_the_evidence() -> None:
+    results = judge(history())
+    assert results.verdict == "pass", [each for each in results.checks if each.status != "pass"]
+    assert check(results, "slo/pods_pending").observed == "2"
+    assert check(results, "slo/pods_pending").evidence == [f"trainers-5 and 1 more: {WHY}"]
+    assert check(results, "workload/trainers/because").observed == "said of 2 of 2 pods held back"
+    summary = results.workloads[0]
+    assert (summary.scheduled, summary.pending, summary.running, summary.nodes, summary.gpus) == (4, 2, 4, 2, 4)
+    assert summary.said == [f"2 x {WHY}"]
+
+
+def test_a_count_that_is_not_met_fails_and_says_the_number() -> None:
+    results = judge(history(spec(slo={"pods_scheduled": ["value==6"]})))
+    assert check(results, "slo/pods_scheduled").status == "fail"
+    assert check(results, "slo/pods_scheduled").observed == "4"
+    assert WHY in " ".join(check(results, "slo/pods_scheduled").evidence)
+
+
+def test_a_watch_that_was_cut_short_is_invalid_even_where_its_counts_fit() -> None:
+    results = judge(history(whole=False))
+    assert results.verdict == "invalid"
+    assert {each.status for each in results.checks if each.group in {"slo", "workload"}} == {"invalid"}
+
+
+def test_pods_that_the_timeline_does_not_tell_of_are_missing_evidence() -> None:
+    results = judge(history(pods=PODS[:-2]))
+    assert check(results, "workload/trainers/watched").status == "invalid"
+    assert "evidence is missing" in check(results, "workload/trainers/watched").reason
+
+
+def test_pods_that_wait_for_another_reason_fail() -> None:
+    results = judge(history(spec(workload={"because": "Insufficient cpu"})))
+    assert check(results, "workload/trainers/because").status == "fail"
+    assert "Insufficient nvidia.com/gpu" in check(results, "workload/trainers/because").reason
+
+
+def test_what_was_said_of_pods_that_waited_for_a_moment_only_does_not_count_beside_those_that_still_wait() -> None:
+    early = PodEvent(t=10.1, workload="trainers", pod="trainers-1", state="waiting", message="no claim yet")
+    assert judge(history(pods=[early, *PODS])).verdict == "pass"
+
+
+def test_where_nothing_waits_its_reason_is_not_proven() -> None:
+    pods = [event for n in range(1, 7) for event in pod(n, *RAN)]
+    results = judge(history(spec(slo={"pods_scheduled": ["value==6"]}), pods))
+    assert check(results, "workload/trainers/because").status == "invalid"
+
+
+PRINTS = {"workload": {"prints": "GPU 0: NVIDIA H100", "because": None}, "slo": {"pods_printing": ["value==4"]}}
+
+
+def test_what_pods_print_is_held_against_every_pod_that_ran() -> None:
+    said = [event for n in range(1, 5) for event in pod(n, "printed", at=12, printed="GPU 0: NVIDIA H100 80GB")]
+    good = judge(history(spec(**PRINTS), [*PODS, *said]))
+    assert good.verdict == "pass", good.headline
+    silent = pod(1, "silent", at=12, silent="no devices were found")
+    bad = judge(history(spec(**PRINTS), [*PODS, *said[1:], *silent]))
+    assert check(bad, "workload/trainers/prints").status == "fail"
+    assert "no devices were found" in check(bad, "workload/trainers/prints").reason
+
+
+def test_where_no_pod_ran_nothing_could_be_printed_which_is_invalid() -> None:
+    pods = [event for n in range(1, 7) for event in pod(n, "created", "waiting")]
+    assert check(judge(history(spec(**PRINTS), pods)), "workload/trainers/prints").status == "invalid"
+
+
+def test_pods_that_the_server_refuses_are_counted_with_its_words() -> None:
+    pods = [*PODS[:-4], *pod(5, "refused", refused="exceeded quota"), *pod(6, "refused", refused="exceeded quota")]
+    results = judge(history(spec(workload={"because": None}, slo={"pods_refused": ["value==2"]}), pods, created=4))
+    assert results.verdict == "pass", results.headline
+    assert check(results, "workload/trainers/watched").evidence[0] == "2 x refused: exceeded quota"
+
+
+def value(pods: list[PodEvent], metric: str, expression: str = "value>=0", groups: Any = ()) -> float | None:
+    events = [*history(pods=pods)[:-2], GpuNodes(t=41, groups=list(groups))]
+    rec = metrics.record(events, {}, {"trainers": "Insufficient"})
+    return metrics.observe(rec, parse_selector(metric), parse_expression(expression, metric.partition("{")[0])).value
+
+
+LIVES = [
+    *pod(1, "created", "scheduled", "running", "succeeded"),
+    *pod(2, "created", "scheduled", "running", "failed", at=11, failed="exit code 1"),
+    *pod(3, "created", "waiting", "scheduled", "running", "lost", at=12, lost="preempted"),
+    *pod(4, "created", "scheduled", "running", at=13),
+    *pod(5, "created", "waiting", at=14),
+    *pod(6, "created", at=14),
+]
+
+
+@pytest.mark.parametrize(
+    ("metric", "wanted"),
+    [
+        ("pods_created", 6),
+        ("pods_scheduled", 4),
+        ("pods_pending", 2),
+        ("pods_running", 1),
+        ("pods_succeeded", 1),
+        ("pods_failed", 1),
+        ("pods_lost", 1),
+        ("pods_because", 2),
+        ("nodes_used", 2),
+        ("gpus_allocated", 3),
+        ("scheduling_rate", 4 / 3.5),
+    ],
+)
+def test_each_metric_of_pods_counts_what_it_says(metric: str, wanted: float) -> None:
+    assert value(LIVES, metric) == pytest.approx(wanted)
+
+
+def test_times_and_shares_of_pods() -> None:
+    assert value(LIVES, "scheduling_seconds", "max<=1s") == 1.0
+    assert value(LIVES, "pods_scheduled", "rate>=0.5") == pytest.approx(4 / 6)
+    assert METRICS["scheduling_seconds"].kind == "trend"
+
+
+def test_devices_of_claims_are_gpus_too_and_a_shared_claim_counts_once() -> None:
+    claim = PodEvent(
+        t=12, workload="trainers", pod="trainers-4", state="allocated", devices=["gpu.nvidia.com/n/gpu-0"] * 2
+    )
+    assert value([*LIVES, claim], "gpus_allocated") == 5
+
+
+@pytest.mark.parametrize(
+    ("groups", "free", "fragmentation"),
+    [
+        ([(8, 0, 10)], 10, 0.0),
+        ([(8, 4, 10)], 0, 1.0),
+        ([(8, 0, 3), (8, 6, 4), (8, 8, 5)], 3, 8 / 32),
+        ([(8, 8, 5)], 0, None),
+        ([], None, None),
+    ],
+)
+def test_free_gpus_on_nodes_partly_in_use_are_fragments(
+    groups: Any, free: int | None, fragmentation: float | None
+) -> None:
+    assert value(PODS, "gpu_nodes_free", groups=groups) == free
+    assert value(PODS, "gpu_fragmentation", groups=groups) == fragmentation
+
+
+def test_every_report_shows_the_workloads(tmp_path: Path) -> None:
+    events = history()
+    results = judge(events)
+    shown = StringIO()
+    for width in (80, 140):
+        terminal.render(results, Console(file=shown, width=width, force_terminal=False))
+    assert "trainers" in shown.getvalue()
+    assert "waiting" in shown.getvalue()
+    assert "| trainers | 6 | 4 | 2 |" in github.markdown(results)
+    write_all(results, events, tmp_path)
+    assert '<h2 id="workloads-h">' in (tmp_path / "report.html").read_text()
+    assert 'name="trainers.scheduled" value="4"' in (tmp_path / "junit.xml").read_text()
+
+
+# --- made and followed
+
+
+def workload(**changes: Any) -> Workload:
+    return Workload.model_validate({"name": "trainers", "pods": 2, "resources": {"nvidia.com/gpu": 1}, **changes})
+
+
+def test_a_pod_asks_for_its_resources_and_is_one_that_pod_security_admits() -> None:
+    made = objects.pod(workload(), 1, {"toolbox": "ref"})
+    container = made["spec"]["containers"][0]
+    assert made["metadata"]["name"] == "trainers-1"
+    assert container["image"] == "ref"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert made["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_a_partial_pod_is_merged_and_tolerations_add_up() -> None:
+    partial = {"schedulerName": "bin-packing", "tolerations": [{"key": "a"}], "securityContext": {"runAsUser": 1}}
+    made = objects.pod(workload(fleet=True, pod=partial, container={"env": [{"name": "A"}]}), 1, {"toolbox": "ref"})
+    assert made["spec"]["schedulerName"] == "bin-packing"
+    assert [each["key"] for each in made["spec"]["tolerations"]] == ["kwok.x-k8s.io/node", "a"]
+    assert made["spec"]["nodeSelector"] == {"kwok.x-k8s.io/node": "fake"}
+    assert made["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert made["spec"]["containers"][0]["env"] == [{"name": "A"}]
+
+
+def test_a_claim_is_a_template_for_each_pod_or_one_that_all_share() -> None:
+    spec = {"devices": {"requests": [{"name": "gpu"}]}}
+    own, shared = workload(claim=spec), workload(claim=spec, sharedClaim=True)
+    assert (objects.claim(own) or {})["kind"] == "ResourceClaimTemplate"
+    assert (objects.claim(own) or {})["spec"] == {"spec": spec}
+    assert (objects.claim(shared) or {})["spec"] == spec
+    assert objects.pod(own, 1, {"toolbox": "r"})["spec"]["resourceClaims"][0]["resourceClaimTemplateName"] == "trainers"
+    assert objects.pod(shared, 1, {"toolbox": "r"})["spec"]["resourceClaims"][0]["resourceClaimName"] == "trainers"
+    assert objects.pod(own, 1, {"toolbox": "r"})["spec"]["containers"][0]["resources"]["claims"] == [{"name": "claim"}]
+
+
+class Cluster(Kube):
+    """A cluster that does with each pod what `become` says: the changes that a watch would tell."""
+
+    def __init__(self, become: Callable[[Object], list[dict[str, Any]]], logs: str = "") -> None:
+        self.become = become
+        self.said = logs
+        self.changes: list[dict[str, Any]] = []
+        self.refuse = ""
+
+    def list_at(self, _: Any) -> tuple[list[Object], str]:
+        return [], "0"
+
+    def create(self, thing: Object) -> Object:
+        if self.refuse:
+            raise ApiError("create", 403, {"reason": "Forbidden", "message": self.refuse}, "")
+        for state in self.become(thing):
+            kind = state.pop("type", "MODIFIED")
+            changed = {**thing, "metadata": {**thing["metadata"], "resourceVersion": str(len(self.changes) + 1)}}
+            changed["spec"] = {**thing["spec"], "nodeName": state.pop("node", "")}
+            self.changes.append({"type": kind, "object": {**changed, "status": state}})
+        return thing
+
+    def watch(self, _: Any, *, since: str, within: float) -> Iterator[dict[str, Any]]:
+        end = time.monotonic() + min(within, 0.2)
+        at = int(since)
+        while time.monotonic() < end:
+            while at < len(self.changes):
+                yield self.changes[at]
+                at += 1
+            time.sleep(0.01)
+
+    def logs(self, *_: Any, **__: Any) -> str:
+        return self.said
+
+
+def unschedulable(words: str) -> dict[str, Any]:
+    return {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": words}]}
+
+
+@pytest.fixture
+def driven(tmp_path: Path) -> Callable[..., list[Event]]:
+    def through(cluster: Cluster, *wanted: Workload, stop: bool = False) -> list[Event]:
+        halt = threading.Event()
+        with Timeline(tmp_path / "timeline.jsonl") as timeline, ThreadPoolExecutor() as pool:
+            ground = Ground(cluster, {"toolbox": "ref"}, timeline, halt, lambda: True, pool)
+            with Board(cluster, timeline, halt) as board:
+                if stop:
+                    halt.set()
+                futures = [pool.submit(drive, ground, board, each, each.at) for each in wanted]
+                for future in futures:
+                    future.result(timeout=20)
+        return list(read(tmp_path / "timeline.jsonl"))
+
+    return through
+
+
+def told(events: list[Event]) -> list[tuple[str, str]]:
+    return [(event.pod, event.state) for event in events if isinstance(event, PodEvent)]
+
+
+def test_pods_are_followed_until_all_run(driven: Callable[..., list[Event]]) -> None:
+    cluster = Cluster(lambda _: [{"phase": "Pending", "node": "n1"}, {"phase": "Running", "node": "n1"}])
+    events = driven(cluster, workload())
+    for name in ("trainers-1", "trainers-2"):
+        assert {state for pod, state in told(events) if pod == name} == {"created", "scheduled", "running"}
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Finished)
+    assert (events[-1].why, events[-1].created) == ("placed", 2)
+
+
+def test_pods_that_the_scheduler_holds_back_settle_before_time_is_out(driven: Callable[..., list[Event]]) -> None:
+    events = driven(Cluster(lambda _: [unschedulable(WHY)]), workload(within="20s"))
+    assert isinstance(events[-1], Finished)
+    assert events[-1].why == "settled"
+    assert ("trainers-1", "waiting") in told(events)
+
+
+def test_pods_of_which_nothing_is_heard_are_watched_until_time_is_out(driven: Callable[..., list[Event]]) -> None:
+    events = driven(Cluster(lambda _: []), workload(within="1s"))
+    assert isinstance(events[-1], Finished)
+    assert events[-1].why == "time is out"
+
+
+def test_what_a_pod_prints_is_looked_for_in_its_log(driven: Callable[..., list[Event]]) -> None:
+    cluster = Cluster(lambda _: [{"phase": "Succeeded", "node": "n1"}], logs="first\nGPU 0: NVIDIA H100 (UUID: x)\n")
+    events = driven(cluster, workload(command=["nvidia-smi", "-L"], prints="NVIDIA H100"))
+    printed = [event for event in events if isinstance(event, PodEvent) and event.state == "printed"]
+    assert [event.message for event in printed] == ["GPU 0: NVIDIA H100 (UUID: x)"] * 2
+    other = driven(cluster, workload(name="others", command=["nvidia-smi"], prints="B200"))
+    silent = [event for event in other if isinstance(event, PodEvent) and event.state == "silent"]
+    assert len(silent) == 2
+
+
+def test_a_pod_that_is_deleted_by_others_is_lost_with_their_words(driven: Callable[..., list[Event]]) -> None:
+    disrupted = {"type": "DisruptionTarget", "status": "True", "message": "Preempted by a pod"}
+    cluster = Cluster(
+        lambda _: [
+            {"phase": "Running", "node": "n1"},
+            {"type": "DELETED", "phase": "Running", "node": "n1", "conditions": [disrupted]},
+        ]
+    )
+    lost = [e for e in driven(cluster, workload()) if isinstance(e, PodEvent) and e.state == "lost"]
+    assert [event.message for event in lost] == ["Preempted by a pod"] * 2
+
+
+def test_a_pod_that_is_refused_is_written_down_and_does_not_end_the_others(
+    driven: Callable[..., list[Event]],
+) -> None:
+    cluster = Cluster(lambda _: [])
+    cluster.refuse = "exceeded quota: gpus"
+    events = driven(cluster, workload())
+    assert isinstance(events[-1], Finished)
+    assert (events[-1].why, events[-1].refused) == ("ended", 2)
+
+
+def test_one_workload_waits_for_another(driven: Callable[..., list[Event]]) -> None:
+    cluster = Cluster(lambda _: [{"phase": "Running", "node": "n1"}])
+    events = driven(cluster, workload(), workload(name="late", after="trainers"))
+    kinds = [f"{e.workload} {e.type}" for e in events if isinstance(e, Started | Finished)]
+    assert [kind.replace("workload.", "") for kind in kinds] == [
+        "trainers started",
+        "trainers finished",
+        "late started",
+        "late finished",
+    ]
+
+
+def test_a_run_that_is_being_ended_writes_no_end_that_was_not_seen(driven: Callable[..., list[Event]]) -> None:
+    assert not driven(Cluster(lambda _: []), workload(), workload(name="late", after="trainers"), stop=True)
+
+
+def test_a_timeline_of_workloads_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "timeline.jsonl"
+    with Timeline(path) as timeline:
+        for event in history():
+            timeline.append(event)
+    assert list(read(path)) == history()
+    assert json.loads(path.read_text().splitlines()[2])["type"] == "workload.started"
