@@ -154,10 +154,12 @@ def deploy(run: Run) -> None:
     if run.plan.cluster.gpu_nodes:
         for ident in strike.clear(own, kube)[0]:
             say(f"ended {ident}, a fault of a run that was killed, or one put there by hand")
+    workloads.clear(kube)
     if left := namespaces.clear(kube):
         say(f"removed what a run that was killed or kept has left: {', '.join(left)}")
     if not (run.options.keep or run.cluster_goes):
         run.undo.callback(namespaces.clear, kube)
+        run.undo.callback(workloads.clear, kube)
     run.undo.callback(_collect, run)
     for guardrail, values in run.plan.guardrails:
         with step(f"guardrail {guardrail.metadata.name}"):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from sandbox.errors import DeadlineExceeded
-from sandbox.kube import ApiError, Kube, Object, wait_for
+from sandbox.kube import ApiError, Kube, Object, Seen, wait_for
 from sandbox.kube.conditions import is_ready, rollout
 from sandbox.kube.manifests import with_images
 from sandbox.kube.resources import Selection
@@ -30,6 +30,7 @@ REAL = f"!{FLEET_LABEL}"  # label selector of the nodes that are machines
 SIMULATED = f"{FLEET_LABEL}={FLEET_VALUE}"
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _LEASES = "kube-node-lease"
+_TO_SECONDS = len("2026-01-01T00:00:00")
 _MADE_AS = "ai-k8s-sandbox/fleet"
 _NODES = Selection("v1", "Node", None, SIMULATED)
 _AT_ONCE = 16
@@ -81,23 +82,39 @@ def wait(kube: Kube, fleet: Fleet) -> None:
             condition = rollout(kube, "DaemonSet", daemons["metadata"]["namespace"], name)
             wait_for(condition, within=_SETTLED_SECONDS, what=f"{name} on the real nodes")
         wait_for(rollout(kube, "Deployment", NAMESPACE, IMAGE), within=_SETTLED_SECONDS, what="kwok")
-        _take_over(kube)
+        _take_over(kube, fleet.nodes)
         _all_ready(kube, fleet.nodes)
 
 
-def _take_over(kube: Kube) -> None:
-    """Drop the leases that an earlier kwok held: until they run out, for two minutes, the one that runs leaves be."""
+def _take_over(kube: Kube, nodes: int) -> None:
+    """Wait until the kwok that runs now holds every node; leases of an earlier one are dropped.
+
+    Until they run out, for two minutes, it would leave them be, and no pod would start on those nodes.
+    """
     pods = kube.list("v1", "Pod", NAMESPACE, label_selector=f"app.kubernetes.io/name={IMAGE}")
     states = [each.get("state", {}) for pod in pods for each in pod.get("status", {}).get("containerStatuses", [])]
-    began = max((str(state["running"]["startedAt"]) for state in states if "running" in state), default="")
+    began = max(
+        (str(state["running"]["startedAt"])[:_TO_SECONDS] for state in states if "running" in state), default=""
+    )
     names = {node["metadata"]["name"] for node in kube.list("v1", "Node", label_selector=SIMULATED)}
-    old = [
-        lease["metadata"]["name"]
-        for lease in kube.list("coordination.k8s.io/v1", "Lease", _LEASES)
-        if lease["metadata"]["name"] in names and str(lease["spec"].get("renewTime", "")) < began
-    ]
+    held, old = _leases(kube, names, began)
     with ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="fleet") as pool:
         list(pool.map(lambda name: _drop_lease(kube, name), old))
+
+    def all_held() -> Seen[None]:
+        held, _ = _leases(kube, names, began)
+        return Seen(len(held) >= nodes, None, f"kwok holds {len(held)} of {nodes} nodes")
+
+    if len(held) < nodes:
+        wait_for(all_held, within=_READY_SECONDS, what="kwok on every simulated node")
+
+
+def _leases(kube: Kube, names: set[str], began: str) -> tuple[list[str], list[str]]:
+    """The nodes whose lease was renewed since `began`, and those whose lease is older."""
+    leases = kube.list("coordination.k8s.io/v1", "Lease", _LEASES)
+    times = {lease["metadata"]["name"]: str(lease["spec"].get("renewTime", ""))[:_TO_SECONDS] for lease in leases}
+    held = [name for name, renewed in times.items() if name in names and renewed >= began]
+    return held, [name for name, renewed in times.items() if name in names and renewed < began]
 
 
 def _drop_lease(kube: Kube, name: str) -> None:

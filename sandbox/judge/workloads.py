@@ -73,7 +73,7 @@ def _prints(wanted: Workload, expression: str, found: Watched | None) -> Check:
     reason = ""
     if wrong:
         status = "fail"
-        reason = f"{wrong[0].name} {wrong[0].state}, and printed: {wrong[0].said or 'nothing'}"
+        reason = f"{wrong[0].name} {wrong[0].state}, and its last line is: {wrong[0].line or 'none'}"
     elif not right:
         status, reason = "invalid", "no pod of it ran, so none could print anything"
     return Check(
@@ -85,7 +85,7 @@ def _prints(wanted: Workload, expression: str, found: Watched | None) -> Check:
         expected="all that ran",
         samples=len(right) + len(wrong),
         reason=reason,
-        evidence=[f"{pod.name} on {pod.node}: {pod.said or 'nothing'}" for pod in [*wrong, *right][:_LINES]],
+        evidence=[f"{pod.name} on {pod.node}: {pod.line or 'nothing'}" for pod in [*wrong, *right][:_LINES]],
     )
 
 

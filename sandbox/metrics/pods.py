@@ -24,7 +24,8 @@ class Pod:
     Attributes:
         state: the last of running, succeeded, failed, lost, refused that it came to; empty before.
         told: the scheduler's last word while it held the pod back.
-        said: what was said when it failed, was lost or refused; the line of its log that matched or was the last.
+        said: what was said when it failed, was lost or refused.
+        line: of its log, the one that matched what it has to print, or the last.
         devices: what its claim got; none for a claim that another pod of the workload has told of.
     """
 
@@ -35,6 +36,7 @@ class Pod:
     state: str = ""
     told: str = ""
     said: str = ""
+    line: str = ""
     printed: bool | None = None
     devices: list[str] = field(default_factory=list)
 
@@ -101,7 +103,7 @@ def _live(pod: Pod, event: PodEvent) -> None:
         case "allocated":
             pod.devices = event.devices
         case "printed" | "silent":
-            pod.printed, pod.said = event.state == "printed", pod.said or event.message
+            pod.printed, pod.line = event.state == "printed", event.message
         case _:
             pod.state, pod.said = event.state, event.message
 

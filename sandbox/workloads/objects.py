@@ -12,6 +12,8 @@ from sandbox.spec.workload import Workload
 
 NAMESPACE = "workloads"
 WORKLOAD_LABEL = "ai-k8s-sandbox/workload"
+_FLEET = "ai-k8s-sandbox/on-fleet"
+ON_FLEET = f"{_FLEET}=true"  # label selector of the pods that go to simulated nodes
 CONTAINER = "main"
 _CLAIM = "claim"
 _RESOURCE = "resource.k8s.io/v1"
@@ -37,6 +39,7 @@ def claim(workload: Workload) -> Object | None:
 def pod(workload: Workload, number: int, images: Mapping[str, str]) -> Object:
     """The pod of that number; Pod Security `restricted` admits it, unless the scenario's own words forbid that."""
     labels = {**workload.labels, **MANAGED_BY, WORKLOAD_LABEL: workload.name}
+    labels |= {_FLEET: "true"} if workload.fleet else {}
     metadata: Object = {"name": f"{workload.name}-{number}", "namespace": NAMESPACE, "labels": labels}
     if workload.annotations:
         metadata["annotations"] = workload.annotations

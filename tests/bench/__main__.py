@@ -30,6 +30,8 @@ from sandbox.kube.wait import hold
 from sandbox.load.calibrate import calibrate
 from sandbox.spec.catalogue import find
 from sandbox.spec.cluster import ClusterSpec
+from tests.bench import gpus
+from tests.bench.gpus import Row
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
@@ -141,7 +143,7 @@ def command(*arguments: str) -> Callable[[], object]:
     return act
 
 
-def client_added(streams: int) -> tuple[str, ...]:
+def client_added(streams: int) -> Row:
     """A row: what the load client itself adds to a first token, against a server that logs when it wrote it."""
     found = calibrate(rate=20, streams=streams, seconds=10)
     lost = f"; lost: {found.lost}" if found.lost else ""
@@ -160,22 +162,18 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
-def main() -> None:
-    """Measure, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="pairs of cluster starts (default 3)")
-    options = parser.parse_args()
-    prepare()
+def of_clusters(runs: int) -> list[Row]:
+    """Coming up, memory, the main job and the load client."""
     built = images.ensure(["node", "toolbox", "vllm-sim"])
     node, toolbox = built["node"].ref, built["toolbox"].ref
     bare, ours = [], []
-    for _ in range(options.runs):
+    for _ in range(runs):
         bare.append(bare_up(node, toolbox))
         ours.append(our_up(toolbox))
     ratios = [mine[0] / theirs[0] for mine, theirs in zip(ours, bare, strict=True)]
     no_op = [timed(command("images", "build")) for _ in range(5)]
     main_job = timed(command("run", str(MAIN_SCENARIO)))
-    rows = [
+    return [
         ("up until an app and DNS answer, s", spread([v[0] for v in ours]), spread([v[0] for v in bare]),
          f"{statistics.median(ratios):.2f}x", "at most 1.1x; about 20 s"),
         ("memory of the idle node, MiB (ours with vllm-sim)", spread([v[1] for v in ours]),
@@ -185,15 +183,35 @@ def main() -> None:
         client_added(20),
         client_added(50),
     ]  # fmt: skip
+
+
+PARTS: dict[str, Callable[[int], list[Row]]] = {"clusters": of_clusters, "gpus": gpus.rows, "fleet": gpus.fleet}
+
+
+def main() -> None:
+    """Measure, and write each part into its place on the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3, help="how often what varies is measured (default 3)")
+    parser.add_argument(
+        "--only", choices=PARTS, action="append", help="a part, instead of all of them; may be repeated"
+    )
+    options = parser.parse_args()
+    prepare()
+    for part in options.only or PARTS:
+        write(part, PARTS[part](options.runs), options.runs)
+
+
+def write(part: str, rows: list[Row], runs: int) -> None:
+    """Put a part's table between its marks on the page."""
     size = psutil.virtual_memory().total / (1 << 30)
     cpu = f"{os.cpu_count()} cores, {size:.0f} GiB, {platform.system()} {platform.machine()}"
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    text = PAGE.read_text() if PAGE.exists() else "# Benchmarks\n"
-    head, _, rest = text.partition("<!-- bench -->")
-    _, _, tail = rest.partition("<!-- /bench -->")
+    begin, end = f"<!-- bench {part} -->", f"<!-- /bench {part} -->"
+    head, _, rest = PAGE.read_text().partition(begin)
+    _, _, tail = rest.partition(end)
     block = (
-        f"<!-- bench -->\n{datetime.now(UTC):%Y-%m-%d}, {cpu}, {options.runs} pairs. Median (least to most).\n\n"
-        "| what | sandbox | bare kind | ratio | target |\n|---|---|---|---|---|\n" + table + "\n<!-- /bench -->"
+        f"{begin}\n{datetime.now(UTC):%Y-%m-%d}, {cpu}, {runs} runs of what varies. Median (least to most).\n\n"
+        f"| what | sandbox | bare kind | ratio | target |\n|---|---|---|---|---|\n{table}\n{end}"
     )
     PAGE.write_text(f"{head.rstrip()}\n\n{block}{tail or chr(10)}")
     sys.stdout.write(block + "\n")

@@ -15,8 +15,9 @@ from sandbox.cluster.record import shape
 from sandbox.errors import UsageError
 from sandbox.gpu.emulator import labels
 from sandbox.gpu.emulator.config import parse
-from sandbox.gpu.emulator.devices import Board
+from sandbox.gpu.emulator.devices import board
 from sandbox.kube import Kube, Object
+from sandbox.kube.resources import Objects
 from sandbox.spec import load, load_text
 from sandbox.spec.cluster import ClusterSpec
 from sandbox.spec.gpu import GpuGroup, node_document, profile_names
@@ -49,7 +50,7 @@ def test_names_sort_as_their_numbers_do() -> None:
 @pytest.mark.parametrize("name", profile_names())
 def test_simulated_and_emulated_nodes_carry_the_same_labels(name: str) -> None:
     group = GpuGroup.model_validate({"profile": name, "count": 4})
-    assert fleet.gpu_labels(name, 4) == labels.labels(Board(parse(node_document(group, "n"))))
+    assert fleet.gpu_labels(name, 4) == labels.labels(board(parse(node_document(group, "n"))))
 
 
 @pytest.mark.parametrize(
@@ -117,20 +118,20 @@ class Api(Kube):
 
     version = VERSION
 
-    def __init__(self, daemons: list[Object]) -> None:
+    def __init__(self, daemons: Objects) -> None:
         self.nodes: dict[str, Object] = {}
         self.daemons = daemons
-        self.applied: list[Object] = []
-        self.deleted: list[str] = []
+        self.applied: Objects = []
+        self.deleted: set[str] = set()
 
-    def list(self, _: str, kind: str, *__: Any, **___: Any) -> list[Object]:
+    def list(self, _: str, kind: str, *__: Any, **___: Any) -> Objects:
         return list(self.nodes.values()) if kind == "Node" else self.daemons if kind == "DaemonSet" else []
 
     def create(self, thing: Object) -> Object:
         self.nodes[thing["metadata"]["name"]] = thing
         return thing
 
-    def apply(self, objects: Any) -> list[Object]:
+    def apply(self, objects: Any) -> Objects:
         self.applied += copy.deepcopy(list(objects))
         return self.applied
 
@@ -138,7 +139,7 @@ class Api(Kube):
         return str(thing["metadata"]["name"]) if not collection else ""
 
     def request(self, method: str, path: str, *_: Any, **__: Any) -> Any:
-        self.deleted.append(f"{method} {path}")
+        self.deleted.add(f"{method} {path}")
         self.nodes.pop(path, None)
 
     def patch(self, _: str, __: str, name: str, change: Object, namespace: str | None = None) -> Object:
@@ -218,3 +219,35 @@ def test_kwok_may_do_no_more_than_it_has_to() -> None:
         for rule in thing.get("rules", []):
             assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
             assert "secrets" not in rule["resources"]
+
+
+def lease(name: str, renewed: str) -> Object:
+    return {"metadata": {"name": name}, "spec": {"renewTime": renewed}}
+
+
+class Leases(Api):
+    """Leases that kwok takes over, once those of an earlier one are gone."""
+
+    def __init__(self, leases: Objects) -> None:
+        super().__init__([])
+        self.leases = leases
+
+    def list(self, _: str, kind: str, *__: Any, **___: Any) -> Objects:
+        started = {"state": {"running": {"startedAt": "2026-01-01T10:00:00Z"}}}
+        known: dict[str, Objects] = {
+            "Pod": [{"status": {"containerStatuses": [started]}}],
+            "Lease": self.leases,
+            "Node": [{"metadata": {"name": each["metadata"]["name"]}} for each in self.leases],
+        }
+        return known.get(kind, [])
+
+    def request(self, method: str, path: str, *_: Any, **__: Any) -> Any:
+        super().request(method, path)
+        renewed = [lease(path.rpartition("/")[2], "2026-01-01T10:00:05.0Z")]
+        self.leases = [each for each in self.leases if not path.endswith(each["metadata"]["name"])] + renewed
+
+
+def test_leases_that_an_earlier_kwok_held_are_dropped_and_those_of_the_one_that_runs_are_not() -> None:
+    api = Leases([lease("fleet-1", "2026-01-01T09:59:59.9Z"), lease("fleet-2", "2026-01-01T10:00:00.4Z")])
+    fleet._take_over(api, 2)
+    assert api.deleted == {"DELETE /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/fleet-1"}

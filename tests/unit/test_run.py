@@ -211,6 +211,7 @@ def test_required_stacks_are_deployed_first_told_apart_and_looked_at_by_probes(
     monkeypatch.setattr(run.stacks, "deploy", fake)
     monkeypatch.setattr(run.probes, "look", look)
     monkeypatch.setattr(run.namespaces, "clear", lambda kube: [])
+    monkeypatch.setattr(run.workloads, "clear", lambda kube: None)
     monkeypatch.setattr(run, "_references", lambda plan: dict.fromkeys(plan.images, "ref"))
     outcome = executed(ground, run.deploy, run.verify)
     assert done == [("prometheus", {"retention": "1h"}), ("llama-cpp", {"replicas": 1})]

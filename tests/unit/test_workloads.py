@@ -140,7 +140,7 @@ def pod(number: int, *states: str, at: float = 10.0, **more: Any) -> list[PodEve
     name, node = f"trainers-{number}", f"node-{number % 2}"
     return [
         PodEvent(
-            t=at + step / 2, workload="trainers", pod=name, state=state,  # type: ignore[arg-type]
+            t=at + step / 2, workload="trainers", pod=name, state=state,
             node=node if state == "scheduled" else "", message=WHY if state == "waiting" else more.get(state, ""),
         )
         for step, state in enumerate(states)
@@ -228,7 +228,7 @@ def test_what_pods_print_is_held_against_every_pod_that_ran() -> None:
     said = [event for n in range(1, 5) for event in pod(n, "printed", at=12, printed="GPU 0: NVIDIA H100 80GB")]
     good = judge(history(spec(**PRINTS), [*PODS, *said]))
     assert good.verdict == "pass", good.headline
-    silent = pod(1, "silent", at=12, silent="no devices were found")
+    silent = pod(1, "failed", "silent", at=12, failed="exit code 9", silent="no devices were found")
     bad = judge(history(spec(**PRINTS), [*PODS, *said[1:], *silent]))
     assert check(bad, "workload/trainers/prints").status == "fail"
     assert "no devices were found" in check(bad, "workload/trainers/prints").reason
