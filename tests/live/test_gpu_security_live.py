@@ -17,7 +17,7 @@ from sandbox.kube import Kube, Response, wait_for
 from sandbox.kube.conditions import finished, gone
 from sandbox.pytest_plugin import Clusters
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.alone]  # its cluster is of a shape of its own, and loses its GPUs
 
 DRY = [("dryRun", "All")]
 MERGE = {"Content-Type": "application/merge-patch+json"}
