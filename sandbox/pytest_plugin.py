@@ -65,11 +65,17 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 
 class Clusters:
-    """The clusters this session made, each taken by several tests and removed in the end."""
+    """The clusters this session made, each taken by several tests; the last two of them stay until the end.
+
+    An idle cluster is not idle: a thousand simulated nodes take a fifth of a core, and what is measured beside them
+    suffers.
+    """
+
+    _MOST = 2
 
     def __init__(self, *, keep: bool) -> None:
         self._keep = keep
-        self._undo = ExitStack()
+        self._names: list[str] = []  # the one taken last at the end
 
     def up(self, shape: str, name: str | None = None) -> Cluster:
         """The cluster of that shape, made if it does not run."""
@@ -80,12 +86,18 @@ class Clusters:
 
         spec = find("clusters", shape, ClusterSpec, kind="cluster").model
         chosen = name or spec.metadata.name
-        self._undo.callback(suite.release, chosen)
+        self._names = [*(each for each in self._names if each != chosen), chosen]
+        while len(self._names) > self._MOST:
+            suite.release(self._names.pop(0))
         return cluster.up(spec, name=chosen, owner=None if self._keep else Owner.me())
 
     def close(self) -> None:
-        """Remove them."""
-        self._undo.close()
+        """Remove them, and tell of the first that could not be."""
+        from sandbox import suite
+
+        with ExitStack() as undo:
+            for name in self._names:
+                undo.callback(suite.release, name)
 
 
 class ScenarioFile(pytest.File):

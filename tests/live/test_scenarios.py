@@ -6,10 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sandbox.spec.results import Results
 
-SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").rglob("*.yaml"))
+
+def shape(path: Path) -> str:
+    return str(yaml.safe_load(path.read_text()).get("cluster", "solo"))
+
+
+# shape by shape: clusters are made and removed as others are asked for
+SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").rglob("*.yaml"), key=lambda path: (shape(path), path))
 
 
 @pytest.mark.live

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.pytest_plugin import Clusters
+
 SCENARIO = "apiVersion: sandbox/v1\nkind: Scenario\nmetadata: {name: mine}\n"
 
 
@@ -34,6 +36,8 @@ def test_scenarios_are_collected_and_strangers_are_not(text: str, collected: str
 CONFTEST = """
 from pathlib import Path
 import pytest
+
+from sandbox.pytest_plugin import Clusters
 from test_judge import history
 from sandbox import pytest_plugin, run
 from sandbox.judge import judge
@@ -78,3 +82,15 @@ def test_an_interrupted_scenario_ends_the_session(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "KeyboardInterrupt" in done.stdout
     assert "passed" not in done.stdout
+
+
+def test_a_session_keeps_the_two_clusters_it_used_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[str] = []
+    monkeypatch.setattr("sandbox.cluster.up", lambda spec, **options: options["name"])
+    monkeypatch.setattr("sandbox.suite.release", released.append)
+    session = Clusters(keep=False)
+    for shape in ("solo", "trio", "solo", "solo-gpu"):
+        session.up(shape)
+    assert released == ["trio"]
+    session.close()
+    assert sorted(released) == ["solo", "solo-gpu", "trio"]

@@ -10,7 +10,8 @@ from test_judge import history, request
 from sandbox import suite
 from sandbox.errors import ClusterError, DeadlineExceeded, UsageError
 from sandbox.judge import judge
-from sandbox.run import Outcome
+from sandbox.plan import Plan, load_all
+from sandbox.run import Options, Outcome
 from sandbox.timeline import PhaseChanged, RunStarted, Timeline, read
 
 
@@ -76,3 +77,24 @@ def test_a_timeline_whose_writer_was_killed_in_a_line_is_read_up_to_there(tmp_pa
     events = list(read(path))
     assert "cut off" in events[-1].model_dump()["message"]
     assert judge(events).verdict == "invalid"
+
+
+def test_scenarios_of_one_shape_follow_each_other_and_the_last_one_lets_the_cluster_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ["more-pods-than-gpus", "first-answer", "allocatable-returns", "steady-load"]
+    ran: list[tuple[str, bool]] = []
+
+    def run(plan: Plan, options: Options) -> Outcome:
+        ran.append((plan.scenario.metadata.name, options.keep_cluster))
+        return outcome(PASS)
+
+    monkeypatch.setattr(suite, "execute", run)
+    monkeypatch.setattr(suite, "release", lambda name: None)
+    suite.execute_all(load_all(names), Options())
+    assert ran == [
+        ("more-pods-than-gpus", True),
+        ("allocatable-returns", False),
+        ("first-answer", True),
+        ("steady-load", False),
+    ]
