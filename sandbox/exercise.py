@@ -12,7 +12,8 @@ from sandbox.errors import SandboxError, Unproven, UsageError
 from sandbox.load import check, runner
 from sandbox.load.plan import plan_for
 from sandbox.progress import say
-from sandbox.spec.scenario import FaultUse, Load
+from sandbox.spec.loadtest import Load
+from sandbox.spec.scenario import FaultUse
 from sandbox.timeline import AttackEvent, Note
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _start_workloads(
 def _look_at_endpoint(run: Run) -> None:
     """One unmeasured request. What is wrong now is the stack's doing, not a mistake in what the user wrote."""
     _, _, deployed = run.live
-    path = run.plan.profile.path if run.plan.profile else "chat"
+    path = run.plan.profiles[0].path if run.plan.profiles else "chat"
     try:
         check.check_endpoint(deployed.url, deployed.model, path=path)
     except UsageError as error:

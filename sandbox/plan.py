@@ -44,7 +44,7 @@ class Plan:
     stack: Stack | None
     guardrails: list[tuple[Guardrail, dict[str, Any]]]
     attempts: list[Attempt]
-    profile: Profile | None
+    profiles: list[Profile]
     required: list[tuple[Stack, dict[str, Any]]]
 
     @property
@@ -75,12 +75,8 @@ class Plan:
         load = self.scenario.load
         if load is None:
             return "no load"
-        many = (
-            f"{load.arrivals.users} users"
-            if load.arrivals.users
-            else f"{load.arrivals.rate:g}/s {load.arrivals.process}"
-        )
-        return f"{load.profile}, {many}, for {load.duration:g} s"
+        what = " + ".join(share.profile for share in load.shares) or f"{load.locustfile}"
+        return f"{what}, {load.arrivals.in_words()}, for {load.duration:g} s"
 
     def in_words(self) -> str:
         """The whole plan, as `--dry-run` prints it."""
@@ -193,7 +189,7 @@ def _load_one(path: Path) -> Plan:
         stack=stacks.load(scenario.stack.name) if scenario.stack else None,
         guardrails=[(guardrails.load(use.name), use.params) for use in scenario.guardrails],
         attempts=_attempts(scenario.attacks),
-        profile=profiles.resolve(scenario.load.profile) if scenario.load else None,
+        profiles=[profiles.resolve(share.profile) for share in scenario.load.shares] if scenario.load else [],
         required=_required(scenario.stack) if scenario.stack else [],
     )
 
@@ -235,6 +231,7 @@ def _mistakes(raw: Any) -> list[tuple[KeyPath, str]]:
     shape = named(("cluster",), _cluster, reach(raw, "cluster") or _SHAPE)
     found += _shape_mistakes(shape.model if shape else None, raw, each("workloads"), each("faults"))
     named(("load", "profile"), profiles.resolve)
+    _ = [named((*keys, "profile"), profiles.resolve) for keys in each("load", "mix")]
     _ = [named((*keys, "image"), recipe) for keys in each("workloads")]
     stack = named(("stack", "name"), stacks.load)
     found += _value_mistakes(stack, ("stack", "values"), reach(raw, "stack", "values"))

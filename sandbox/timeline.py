@@ -85,12 +85,13 @@ class Request(_Event):
     last: float | None = Field(default=None, description="Last content chunk.")
     chunks: int = 0
     tokens: int | None = Field(default=None, description="usage.completion_tokens; null when the server sent none.")
+    prompt_tokens: int | None = Field(default=None, description="usage.prompt_tokens, where the server sent it.")
     gaps: list[float] = Field(default_factory=list, description="Seconds between content chunks.")
     outcome: str
     status: int | None = None
     detail: str = ""
     server: str = Field(default="", description="Who answered, where the server says so.")
-    tags: dict[str, str] = Field(default_factory=dict, description="model, profile")
+    tags: dict[str, str] = Field(default_factory=dict, description="model, profile, tenant")
 
 
 class ClientBeat(_Event):
@@ -101,6 +102,29 @@ class ClientBeat(_Event):
     beats: int = Field(description="Heartbeats in this second.")
     cpu: float = Field(description="Share of one core used since the last beat.")
     in_flight: int
+    worker: str = Field(default="", description="Which of several load processes.")
+    added: list[float] = Field(
+        default_factory=list, description="What the client added to chunks of the golden server, seconds; the worst 20."
+    )
+    calibrated: int = Field(default=0, description="Chunks of the golden server in this second.")
+
+
+class LoadAborted(_Event):
+    """A threshold with `abortOnFail` was broken: the load is being ended."""
+
+    type: Literal["load.aborted"] = "load.aborted"
+    threshold: str = Field(description="metric{tags} and its expression, as the scenario has them.")
+    observed: str
+
+
+class BaselineSamples(_Event):
+    """What an earlier run measured, for thresholds that are held against it."""
+
+    type: Literal["baseline"] = "baseline"
+    run_id: str
+    source: str = Field(description="The earlier run's folder or file.")
+    selector: str = Field(description="metric{tags}, as a threshold of this run names it.")
+    samples: list[float]
 
 
 class LoadFinished(_Event):
@@ -210,6 +234,8 @@ Event = Annotated[
     | LoadStarted
     | Request
     | ClientBeat
+    | LoadAborted
+    | BaselineSamples
     | LoadFinished
     | FaultEvent
     | AttackEvent

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from sandbox.errors import Unproven
 from sandbox.load.golden import MODEL, GoldenSettings, Served, golden
-from sandbox.load.plan import LoadPlan
+from sandbox.load.plan import LoadPlan, PlannedShare
 from sandbox.load.runner import start
 from sandbox.spec.base import Metadata
-from sandbox.spec.profile import Fixed, Profile
-from sandbox.spec.scenario import Arrivals
+from sandbox.spec.lengths import Fixed
+from sandbox.spec.loadtest import Arrivals
+from sandbox.spec.profile import Profile
 from sandbox.timeline import ClientBeat, Request, Timeline, read
 
 _GAP = 0.05
@@ -87,7 +88,7 @@ def _plan(url: str, timeline: Timeline, arrivals: Arrivals, seconds: float, toke
     return LoadPlan(
         url=url,
         model=MODEL,
-        profile=profile,
+        shares=[PlannedShare(profile=profile, model=MODEL)],
         arrivals=arrivals,
         duration=seconds,
         timeout=tokens * _GAP + _DRAIN / 2,

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from sandbox.errors import EnvironmentMissing, UsageError
 from sandbox.load.reply import Reply
 
-_PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+_PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
 PIECE = 65536
 _LISTENS_WITHIN = 1.0
 
@@ -157,11 +157,12 @@ class Client:
         keep_alive: bool = False,
         reader: Reader | None = None,
     ) -> None:
-        """Make ready; `path` is `chat` or `completions`, `headers` go out with every request."""
+        """Make ready; `path` is `chat`, `completions` or `embeddings`; `headers` go out with every request."""
         self._reader = reader or read
         self._target = target
         self._limits = limits
         self._stream = stream
+        self._embeddings = path == "embeddings"
         self._keep_alive = keep_alive
         self._idle: list[socket.socket] = []
         fields = {
@@ -176,14 +177,15 @@ class Client:
         lines = [f"POST {target.base}{_PATHS[path]} HTTP/1.1", *(f"{name}: {text}" for name, text in fields.items())]
         self._head = "\r\n".join(lines).encode() + b"\r\nContent-Length: "
 
-    def exchange(self, body: bytes, number: str = "") -> Exchange:
+    def exchange(self, body: bytes, number: str = "", *, keep: bool = False) -> Exchange:
         """Send `body` once and read the reply to its end. Never raises for what the server does.
 
+        `keep`: the reply's text and tool calls are wanted, not only when they came.
         `number` goes out as X-Request-Id, so that a server's log can be laid beside the timeline.
         """
         name = f"\r\nX-Request-Id: {number}".encode() if number else b""
         message = b"%s%d%s\r\n\r\n%s" % (self._head, len(body), name, body)
-        reply = Reply(stream=self._stream)
+        reply = Reply(stream=self._stream, keep=keep, embeddings=self._embeddings)
         began = time.monotonic_ns()
         deadline = began + int(self._limits.total * 1e9)
         connection: socket.socket | None = None

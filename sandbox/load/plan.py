@@ -8,30 +8,22 @@ from pydantic import Field, field_validator
 
 from sandbox.spec import profile as profiles
 from sandbox.spec.base import Strict
+from sandbox.spec.loadtest import Arrivals, Load, sendable
 from sandbox.spec.profile import Profile
-from sandbox.spec.scenario import Arrivals, Load
+from sandbox.spec.trace import Row
 from sandbox.timeline import Timeline
 
 
-class LoadPlan(Strict):
-    """One load, resolved. Times in seconds; the key itself is never in here, only the variable that holds it."""
+class PlannedShare(Strict):
+    """One part of the load, resolved. The key itself is never in here, only the variable that holds it."""
 
-    url: str = Field(description="http(s)://host:port, with or without /v1.")
-    model: str
     profile: Profile = Field(description="With its prompts read in.")
-    arrivals: Arrivals
-    duration: float = Field(gt=0)
-    timeout: float = Field(default=60.0, gt=0)
-    idle_timeout: float = Field(default=10.0, gt=0)
-    grace: float = Field(default=5.0, ge=0, description="What requests in flight get when the load is stopped early.")
+    name: str = Field(default="", description="What the scenario calls the profile; its own name, if not given.")
+    model: str
+    tenant: str = ""
+    weight: float = Field(default=1.0, gt=0)
     api_key_env: str = Field(default="", description="Environment variable with the API key; empty: none is sent.")
-    ca_file: Path | None = Field(default=None, description="Certificates to trust, for https with an own CA.")
     headers: dict[str, str] = Field(default_factory=dict)
-    keep_alive: bool = Field(default=False, description="Reuse connections; the default opens one per request.")
-    number_requests: bool = Field(default=False, description="Put each request's number into its tags.")
-    tags: dict[str, str] = Field(default_factory=dict)
-    epoch_ns: int = Field(description="CLOCK_MONOTONIC at t=0 of the run.")
-    timeline: Path
 
     @field_validator("profile")
     @classmethod
@@ -45,27 +37,70 @@ class LoadPlan(Strict):
     @field_validator("headers")
     @classmethod
     def _one_line(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            if not f"{name}{text}".isprintable() or not name.isascii() or not name or set(name) & set(" :"):
-                raise ValueError(f"{name!r} is not a header that can be sent")
-        return value
+        return sendable(value)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What selectors ask for."""
+        tags = {"model": self.model, "profile": self.name or self.profile.metadata.name}
+        return {**tags, "tenant": self.tenant} if self.tenant else tags
+
+
+class LoadPlan(Strict):
+    """One load, resolved. Times in seconds."""
+
+    url: str = Field(description="http(s)://host:port, with or without /v1.")
+    model: str = Field(description="The endpoint's own; a share may ask for another.")
+    shares: list[PlannedShare] = Field(default_factory=list, description="None where a locustfile decides.")
+    locustfile: Path | None = None
+    arrivals: Arrivals
+    rows: list[Row] = Field(default_factory=list, description="The trace that is replayed.")
+    duration: float = Field(gt=0)
+    timeout: float = Field(default=60.0, gt=0)
+    idle_timeout: float = Field(default=10.0, gt=0)
+    grace: float = Field(default=5.0, ge=0, description="What requests in flight get when the load is stopped early.")
+    ca_file: Path | None = Field(default=None, description="Certificates to trust, for https with an own CA.")
+    keep_alive: bool = Field(default=False, description="Reuse connections; the default opens one per request.")
+    processes: int = Field(default=1, ge=1, description="Locust workers on this machine.")
+    golden: str = Field(default="", description="URL of the golden server; empty: the client is not calibrated.")
+    number_requests: bool = Field(default=False, description="Put each request's number into its tags.")
+    tags: dict[str, str] = Field(default_factory=dict, description="Of every request, beside its share's.")
+    epoch_ns: int = Field(description="CLOCK_MONOTONIC at t=0 of the run.")
+    timeline: Path
 
 
 def plan_for(load: Load, timeline: Timeline, *, url: str, model: str, tags: dict[str, str] | None = None) -> LoadPlan:
     """Return the plan of a scenario's `load`, written to `timeline`'s clock and file.
 
     Raises:
-        UsageError: the profile does not exist or is wrong.
+        UsageError: a profile does not exist or is wrong.
     """
+    endpoint = load.endpoint
+    shares = [
+        PlannedShare(
+            profile=profiles.resolve(share.profile),
+            name=share.profile,  # as the scenario names it, and its selectors ask for it
+            model=share.model or model,
+            tenant=share.tenant or "",
+            weight=share.weight,
+            api_key_env=share.api_key_env or (endpoint.api_key_env if endpoint else None) or "",
+            headers={**(endpoint.headers if endpoint else {}), **share.headers},
+        )
+        for share in load.shares
+    ]
     return LoadPlan(
         url=url,
         model=model,
-        profile=profiles.resolve(load.profile),
+        shares=shares,
+        locustfile=Path(load.locustfile).resolve() if load.locustfile else None,
         arrivals=load.arrivals,
         duration=load.duration,
         timeout=load.timeout,
         idle_timeout=load.idle_timeout,
-        tags={"profile": load.profile, **(tags or {})},  # as the scenario names it, and its selectors ask for it
+        ca_file=endpoint.ca_file if endpoint else None,
+        keep_alive=load.keep_alive,
+        processes=load.workers.processes,
+        tags=tags or {},
         epoch_ns=timeline.epoch_ns,
         timeline=timeline.path.resolve(),
     )

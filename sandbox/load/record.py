@@ -26,18 +26,18 @@ class Recorder:
         self.attempted = 0
         self._plan = plan
         self._timeline = Timeline(plan.timeline, plan.epoch_ns)
-        self._tags = {"model": plan.model, "profile": plan.profile.metadata.name, **plan.tags}
+        self._tags = [{**share.tags, **plan.tags} for share in plan.shares]
 
     def started(self, t0: int) -> float:
         """The first scheduled arrival lies at clock reading `t0`; returns it in the run's seconds."""
         asked = self._plan.arrivals.model_dump(mode="json", by_alias=True, exclude_none=True)
-        asked |= {"duration": self._plan.duration, "timeout": self._plan.timeout, "stream": self._plan.profile.stream}
-        name = self._plan.profile.metadata.name
+        asked |= {"duration": self._plan.duration, "timeout": self._plan.timeout}
+        name = " + ".join(share.tags["profile"] for share in self._plan.shares)
         at = self._seconds(t0)
         self._timeline.append(LoadStarted(t=at, url=self._plan.url, model=self._plan.model, profile=name, asked=asked))
         return at
 
-    def request(self, scheduled: int, exchange: Exchange, number: int) -> Request:
+    def request(self, scheduled: int, exchange: Exchange, number: str, share: int) -> Request:
         """Write what became of one request and return it."""
         reply = exchange.reply
         times = reply.arrivals
@@ -50,16 +50,17 @@ class Recorder:
                 last=self._seconds(times[-1]) if times else None,
                 chunks=len(times),
                 tokens=reply.tokens,
+                prompt_tokens=reply.prompt_tokens,
                 gaps=[(after - before) / 1e9 for before, after in pairwise(times)],
                 outcome=reply.outcome,
                 status=reply.status,
                 detail=reply.detail,
                 server=reply.server,
-                tags=self._numbered(number),
+                tags=self._numbered(number, share),
             )
         )
 
-    def dropped(self, scheduled: int, number: int, in_flight: int) -> Request:
+    def dropped(self, scheduled: int, number: str, share: int, in_flight: int) -> Request:
         """Write an arrival that could not start: too many requests were in flight."""
         detail = f"{in_flight} requests were in flight, the most allowed (maxInFlight)"
         return self._write(
@@ -69,7 +70,7 @@ class Recorder:
                 sent=None,
                 outcome="dropped",
                 detail=detail,
-                tags=self._numbered(number),
+                tags=self._numbered(number, share),
             )
         )
 
@@ -92,8 +93,9 @@ class Recorder:
     def _seconds(self, clock: int) -> float:
         return (clock - self._plan.epoch_ns) / 1e9
 
-    def _numbered(self, number: int) -> dict[str, str]:
-        return {**self._tags, "number": str(number)} if self._plan.number_requests else self._tags
+    def _numbered(self, number: str, share: int) -> dict[str, str]:
+        tags = self._tags[share]
+        return {**tags, "number": number} if self._plan.number_requests else tags
 
     def _write(self, event: Request) -> Request:
         self._timeline.append(event)

@@ -15,6 +15,7 @@ BLOCKED_CODES = frozenset({"content_filter", "content_policy_violation", "guardr
 BLOCKED_HEADER = "x-guardrail-blocked"
 _SERVER_HEADERS = ("x-inference-pod", "x-served-by", "x-pod-name")
 _TEXT_KEYS = ("content", "reasoning_content", "reasoning", "text")
+_ANSWER_KEYS = frozenset({"content", "text"})
 _TEXT = re.compile(rb'"(content|reasoning_content|reasoning|text)"\s*:\s*"')
 _MOST_KEPT = 4_000_000
 _EXCERPT = 300
@@ -29,17 +30,25 @@ class Reply:
         arrivals: when each content chunk was received.
         end: the last byte that counted, or when waiting for it was given up.
         tokens: usage.completion_tokens, where the server sent it.
+        prompt_tokens: usage.prompt_tokens, where the server sent it.
         received: bytes in all.
+        tool_calls: those asked for, whole, where they were to be kept.
     """
 
-    def __init__(self, *, stream: bool) -> None:
+    def __init__(self, *, stream: bool, keep: bool = False, embeddings: bool = False) -> None:
+        """Make ready. `keep`: text and tool calls are wanted, not only when they came."""
         self.outcome = ""
         self.detail = ""
         self.arrivals: array[int] = array("q")
         self.end: int | None = None
         self.tokens: int | None = None
+        self.prompt_tokens: int | None = None
         self.received = 0
+        self.tool_calls: list[dict[str, Any]] = []
         self._stream = stream
+        self._keep = keep
+        self._embeddings = embeddings
+        self._pieces: list[str] = []
         self._http = HttpReply()
         self._events = EventStream()
         self._is_events = False
@@ -48,6 +57,7 @@ class Reply:
         self._done_at: int | None = None
         self._before = b"\x00"  # no payload starts with it: nothing is learnt yet
         self._behind = b""
+        self._key = ""
         self._shortest = 0
 
     @property
@@ -59,6 +69,11 @@ class Reply:
     def begun(self) -> bool:
         """The answer has begun: from now on silence is measured. Before, a queue may rightly be long."""
         return bool(self.arrivals)
+
+    @property
+    def text(self) -> str:
+        """The answer, where it was to be kept; content only, for nobody sends its reasoning back to a model."""
+        return "".join(self._pieces)
 
     @property
     def reusable(self) -> bool:
@@ -132,6 +147,8 @@ class Reply:
             if b'"' not in text and b"\\" not in text:  # as the event before, but for the text of its content
                 if text:
                     self.arrivals.append(now)
+                    if self._keep:
+                        self._keep_text(self._key, text.decode())
                 return
         if payload == b"[DONE]":
             self._done_at = now if self._done_at is None else self._done_at
@@ -147,13 +164,33 @@ class Reply:
             self._error(event, payload, now)
             return
         key, text, reason = _first_choice(event)
-        if text:
+        calls = _tool_calls(event)
+        if text or calls:
             self.arrivals.append(now)
+        if self._keep:
+            self._keep_text(key, text)
+            self._keep_calls(calls)
         if reason:
             self._reason = reason
         elif text and not event.get("usage"):
             self._learn(payload, key, text)
         self._usage(event)
+
+    def _keep_text(self, key: str, text: str) -> None:
+        if key in _ANSWER_KEYS:
+            self._pieces.append(text)
+
+    def _keep_calls(self, deltas: list[dict[str, Any]]) -> None:
+        """Tool calls come in pieces: the first of each has its id and name, the others more of its arguments."""
+        for delta in deltas:
+            place = delta.get("index", len(self.tool_calls))
+            named = delta.get("function")
+            said: dict[str, Any] = named if isinstance(named, dict) else {}
+            if not isinstance(place, int) or place >= len(self.tool_calls):
+                function = {"name": str(said.get("name") or ""), "arguments": ""}
+                self.tool_calls.append({"id": str(delta.get("id") or ""), "type": "function", "function": function})
+                place = len(self.tool_calls) - 1
+            self.tool_calls[place]["function"]["arguments"] += str(said.get("arguments") or "")
 
     def _learn(self, payload: bytes, key: str, text: str) -> None:
         """Remember what surrounds the text, so that the next event need not be parsed to be understood."""
@@ -163,14 +200,18 @@ class Reply:
         start = found[0].end()
         end = payload.find(b'"', start)
         if payload[start:end] == text.encode():
+            self._key = key
             self._before, self._behind = payload[:start], payload[end:]
             self._shortest = len(self._before) + len(self._behind)
 
     def _usage(self, event: dict[str, Any]) -> None:
         usage = event.get("usage")
-        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if isinstance(tokens, int):
+        if not isinstance(usage, dict):
+            return
+        if isinstance(tokens := usage.get("completion_tokens"), int):
             self.tokens = tokens
+        if isinstance(tokens := usage.get("prompt_tokens"), int):
+            self.prompt_tokens = tokens
 
     def _error(self, event: dict[str, Any], payload: bytes, now: int) -> None:
         blocked = _blocked(event)
@@ -198,8 +239,23 @@ class Reply:
             self._error(event or {}, bytes(self._body), now)
             return
         self._usage(event)
-        self._reason = _first_choice(event)[2]
+        if self._embeddings:
+            self._vectors(event, now)
+            return
+        key, text, self._reason = _first_choice(event)
+        if self._keep:
+            self._keep_text(key, text)
+            self._keep_calls(_tool_calls(event))
         self._finished(now)
+
+    def _vectors(self, event: dict[str, Any], now: int) -> None:
+        """Embeddings have no finish_reason: an answer is one that holds vectors."""
+        data = event.get("data")
+        first = data[0] if isinstance(data, list) and data else None
+        if isinstance(first, dict) and first.get("embedding"):
+            self._settle("ok", now)
+        else:
+            self._settle("inband_error", now, f"no embedding in it: {_excerpt(bytes(self._body))}")
 
     def _finished(self, now: int) -> None:
         """Everything came; was it an answer?"""
@@ -240,6 +296,15 @@ def _first_choice(event: dict[str, Any]) -> tuple[str, str, str]:
         if isinstance(text, str) and text:
             return key, text, reason if isinstance(reason, str) else ""
     return "", "", reason if isinstance(reason, str) else ""
+
+
+def _tool_calls(event: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tool calls, or pieces of them, of the first choice."""
+    choices = event.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    holder = choice.get("delta") or choice.get("message")
+    calls = holder.get("tool_calls") if isinstance(holder, dict) else None
+    return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
 
 
 def _excerpt(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""One load under way, inside the load process: arrivals, requests in flight, the pulse, the end.
+"""One load under way, inside a load process: arrivals, requests in flight, the pulse, the end.
 
 Imported only after gevent has patched this interpreter.
 """
@@ -6,18 +6,21 @@ Imported only after gevent has patched this interpreter.
 from __future__ import annotations
 
 import os
+import random
 import time
+from itertools import count
 
 import gevent
 from gevent.event import Event
 from gevent.pool import Group
 from locust.env import Environment
 
-from sandbox.load.arrivals import bodies, schedule
+from sandbox.load.arrivals import schedule
 from sandbox.load.client import Client, Limits, resolve
 from sandbox.load.green import read_green
-from sandbox.load.plan import LoadPlan
+from sandbox.load.plan import LoadPlan, PlannedShare
 from sandbox.load.record import Pulse, Recorder
+from sandbox.load.traffic import Answer, Conversation, Traffic, Turn
 
 _AFTER_FAILURE = 0.1
 _JOIN_STEP = 0.1
@@ -29,52 +32,66 @@ class RequestFailed(Exception):
 
 
 class Session:
-    """The state that the users of one load share.
+    """The state that the users of one load share. Of several workers, each has one, and takes every n-th arrival.
 
     Attributes:
         go: set when the first arrival may start; users wait for it.
-        stopping: set when no further request may start.
+        stopping: set when the load is ended early.
+        over: set when no further request may start.
         done: set when everything has ended.
         crashed: what broke this client itself, if something did.
     """
 
-    def __init__(self, plan: LoadPlan, environment: Environment) -> None:
+    def __init__(self, plan: LoadPlan, environment: Environment, recorder: Recorder, place: tuple[int, int]) -> None:
+        """Make ready. `place`: which worker this is, counted from 0, and of how many."""
         self.plan = plan
         self.go = Event()
         self.stopping = Event()
+        self.over = Event()
         self.done = Event()
         self.crashed: BaseException | None = None
         self.aborted = ""
-        self.recorder = Recorder(plan)
+        self.recorder = recorder
         self._environment = environment
-        self._client = Client(
-            resolve(plan.url, plan.ca_file),
-            Limits(plan.timeout, plan.idle_timeout),
-            path=plan.profile.path,
-            stream=plan.profile.stream,
-            api_key=os.environ.get(plan.api_key_env, "") if plan.api_key_env else "",
-            headers=plan.headers,
-            keep_alive=plan.keep_alive,
-            reader=read_green,
-        )
-        self._bodies = bodies(plan.profile, plan.model, plan.arrivals.seed)
+        self._index, self._of = place
+        self._target = resolve(plan.url, plan.ca_file)
+        self._clients = [self._client(share) for share in plan.shares]
+        self._traffic = Traffic(plan.shares, plan.arrivals.seed)
         self._flight = Group()
-        self._number = 0
+        self._numbers = count(self._index + 1, self._of)
+        self._users = count(self._index, self._of)
+        self._active = 0
         self._left_out = 0
         self.t0 = 0
 
-    def start(self, t0: int) -> float:
-        """Let the users go; the first arrival lies at clock reading `t0`. Returns it in the run's seconds."""
+    def _client(self, share: PlannedShare) -> Client:
+        return Client(
+            self._target,
+            Limits(self.plan.timeout, self.plan.idle_timeout),
+            path=share.profile.path,
+            stream=share.profile.stream,
+            api_key=os.environ.get(share.api_key_env, "") if share.api_key_env else "",
+            headers=share.headers,
+            keep_alive=self.plan.keep_alive,
+            reader=read_green,
+        )
+
+    @property
+    def left_out(self) -> int:
+        """Requests in flight that an early stop cut; not counted as requests."""
+        return self._left_out
+
+    def start(self, t0: int) -> None:
+        """Let the users go; the first arrival lies at clock reading `t0`."""
         self.t0 = t0
-        at = self.recorder.started(t0)
         self.go.set()
-        return at
 
     def stop(self, why: str) -> None:
         """Start no further request; `why` goes into the timeline."""
         if not self.stopping.is_set():
             self.aborted = why
             self.stopping.set()
+            self.over.set()
 
     def follow_the_plan(self) -> None:
         """What each user does from its first moment to its last."""
@@ -83,62 +100,66 @@ class Session:
             if self.plan.arrivals.users is None:
                 self._open_loop()
             else:
-                self._closed_loop()
+                self._closed_loop(next(self._users))
         except Exception as error:  # noqa: BLE001 - Locust would log it and start over
             self._broke(error)
 
     def _open_loop(self) -> None:
-        """Start each request at its time, whatever became of those before; at the cap drop, never delay."""
-        cap = self.plan.arrivals.max_in_flight
-        for offset in schedule(self.plan.arrivals, self.plan.duration):
-            due = self.t0 + int(offset * 1e9)
-            if not self._until(due):
+        """Begin each conversation at its time, whatever became of those before; at the cap drop, never delay."""
+        arrivals = self.plan.arrivals
+        cap = -(-arrivals.max_in_flight // self._of)
+        for position, due in enumerate(schedule(arrivals, self.plan.duration, self.plan.rows)):
+            if position % self._of != self._index:
+                continue
+            at = self.t0 + int(due.at * 1e9)
+            if not self._until(at):
                 return
-            body, number = self._next()
-            if len(self._flight) >= cap:
-                event = self.recorder.dropped(due, number, len(self._flight))
-                self._tell_locust(event.outcome, 0.0, 0, event.detail)
+            number = next(self._numbers)
+            share, conversation = self._traffic.begin(number, due.row)
+            if self._active >= cap:
+                self._drop(at, str(number), share)
             else:
-                self._flight.spawn(self._guarded, due, body, number)
+                self._flight.spawn(self._guarded, at, number, share, conversation)
         self._until(self.t0 + int(self.plan.duration * 1e9))
+        self.over.set()
 
-    def _closed_loop(self) -> None:
-        """Send, wait for the answer, send again, until the time is up."""
+    def _closed_loop(self, user: int) -> None:
+        """Send, wait for the answer, think, send again, until the time is up."""
+        arrivals = self.plan.arrivals
         end = self.t0 + int(self.plan.duration * 1e9)
-        self._until(self.t0)
-        while time.monotonic_ns() < end and not self.stopping.is_set():
-            body, number = self._next()
-            job = self._flight.spawn(self._guarded, time.monotonic_ns(), body, number)
+        dice = random.Random(f"think/{arrivals.seed}/{user}")  # noqa: S311 - reproducible, nothing secret
+        self._until(self.t0 + (int(user / arrivals.spawn_rate * 1e9) if arrivals.spawn_rate else 0))
+        while time.monotonic_ns() < end and not self.over.is_set():
+            number = next(self._numbers)
+            share, conversation = self._traffic.begin(number)
+            job = self._flight.spawn(self._guarded, time.monotonic_ns(), number, share, conversation)
             gevent.wait([job, self.stopping], count=1)
             if job.value == "connect_error":  # refused at once: a user would not try ten thousand times a second
-                self.stopping.wait(_AFTER_FAILURE)
+                self.over.wait(_AFTER_FAILURE)
+            if arrivals.think is not None:
+                self.over.wait(min(arrivals.think.draw(dice), max(0.0, (end - time.monotonic_ns()) / 1e9)))
+        self._until(end)
+        self.over.set()
 
     def settle(self) -> None:
-        """No request starts any more: wait for those in flight, within their own limits; write the end."""
+        """No request starts any more: wait for those in flight, within their own limits."""
+        self.over.set()
         limit = time.monotonic() + self.plan.timeout + _SLACK
         while self._flight and time.monotonic() < limit and not self.stopping.is_set():
             self._flight.join(timeout=_JOIN_STEP)
         self._flight.join(timeout=self.plan.grace if self.aborted else 0)
-        self._left_out = len(self._flight)
+        self._left_out = self._active
         if self._left_out and not self.aborted:  # each has a limit of its own: to outlive it is a bug of ours
             self.aborted = f"{self._left_out} requests outlived their own time limit"
         self._flight.kill()
 
     def pulse(self) -> None:
         """Beat until everything has ended."""
-        pulse = Pulse(self.recorder, lambda: len(self._flight))
+        pulse = Pulse(self.recorder, lambda: self._active)
         while not self.done.is_set():
             gevent.sleep(max(0.0, (pulse.due - time.monotonic_ns()) / 1e9))
             pulse.beat(time.monotonic_ns())
         pulse.flush()
-
-    def finish(self) -> None:
-        """Write the last event."""
-        self.recorder.finished(self.aborted, self._left_out)
-
-    def _next(self) -> tuple[bytes, int]:
-        self._number += 1
-        return next(self._bodies), self._number
 
     def _until(self, due: int) -> bool:
         """Wait for clock reading `due`; False: stop instead. Lets others run even when it is already late."""
@@ -148,10 +169,10 @@ class Session:
         gevent.sleep(0)
         return not self.stopping.is_set()
 
-    def _guarded(self, scheduled: int, body: bytes, number: int) -> str:
-        """One request. A bug of ours ends the load: it must never look like a request that was not made."""
+    def _guarded(self, scheduled: int, number: int, share: int, conversation: Conversation) -> str:
+        """One conversation. A bug of ours ends the load: it must never look like a request that was not made."""
         try:
-            return self._one(scheduled, body, number)
+            return self._converse(scheduled, number, share, conversation)
         except Exception as error:  # noqa: BLE001 - kept, told and turned into exit code 1 by the worker
             self._broke(error)
             return ""
@@ -160,16 +181,43 @@ class Session:
         self.crashed = error
         self.stop(f"the load client itself broke: {error!r}")
 
-    def _one(self, scheduled: int, body: bytes, number: int) -> str:
-        exchange = self._client.exchange(body, f"{self.plan.arrivals.seed}-{number}")
-        event = self.recorder.request(scheduled, exchange, number)
-        self._tell_locust(event.outcome, (event.t - event.scheduled) * 1e3, exchange.reply.received, event.detail)
-        return event.outcome
+    def _converse(self, scheduled: int, number: int, share: int, conversation: Conversation) -> str:
+        """Send turn after turn; returns the outcome of the last. After the load's end no further turn starts."""
+        turn = next(conversation)
+        for position in count():
+            name = f"{number}.{position}" if position else str(number)
+            if position and self._active >= self.plan.arrivals.max_in_flight // self._of:
+                self._drop(scheduled, name, share)
+                return "dropped"
+            answer, ended = self._one(scheduled, name, share, turn)
+            try:
+                turn = conversation.send(answer)
+            except StopIteration:
+                break
+            scheduled = ended + int(turn.wait * 1e9)
+            if self.over.wait(max(0.0, (scheduled - time.monotonic_ns()) / 1e9)):
+                break
+        return answer.outcome
 
-    def _tell_locust(self, outcome: str, milliseconds: float, length: int, detail: str) -> None:
+    def _one(self, scheduled: int, name: str, share: int, turn: Turn) -> tuple[Answer, int]:
+        self._active += 1
+        try:
+            exchange = self._clients[share].exchange(turn.body, f"{self.plan.arrivals.seed}-{name}", keep=turn.keep)
+        finally:
+            self._active -= 1
+        reply = exchange.reply
+        event = self.recorder.request(scheduled, exchange, name, share)
+        self._tell_locust(share, event.outcome, (event.t - event.scheduled) * 1e3, reply.received, event.detail)
+        return Answer(reply.outcome, reply.text, reply.tool_calls), reply.end or time.monotonic_ns()
+
+    def _drop(self, scheduled: int, name: str, share: int) -> None:
+        event = self.recorder.dropped(scheduled, name, share, self._active)
+        self._tell_locust(share, event.outcome, 0.0, 0, event.detail)
+
+    def _tell_locust(self, share: int, outcome: str, milliseconds: float, length: int, detail: str) -> None:
         self._environment.events.request.fire(  # type: ignore[no-untyped-call]  # Locust's
             request_type="POST",
-            name=self.plan.profile.metadata.name,
+            name=self.plan.shares[share].tags["profile"],
             response_time=milliseconds,
             response_length=length,
             exception=None if outcome == "ok" else RequestFailed(outcome),  # few kinds: Locust keeps each for ever

@@ -54,11 +54,13 @@ def run(plan: LoadPlan) -> int:
     import gevent.event  # noqa: PLC0415 - only after the patch
     from locust.env import Environment  # noqa: PLC0415 - only after the patch
 
+    from sandbox.load.record import Recorder  # noqa: PLC0415 - the same
     from sandbox.load.session import Session  # noqa: PLC0415 - imports gevent and Locust
     from sandbox.load.user import PlannedUser  # noqa: PLC0415 - the same
 
     environment = Environment(user_classes=[PlannedUser])
-    session = PlannedUser.session = Session(plan, environment)
+    recorder = Recorder(plan)
+    session = PlannedUser.session = Session(plan, environment, recorder, (0, 1))
     runner = environment.create_local_runner()
     gevent.signal_handler(signal.SIGTERM, session.stop, "stopped by SIGTERM")
     gevent.signal_handler(signal.SIGINT, session.stop, "stopped by SIGINT")
@@ -74,13 +76,15 @@ def run(plan: LoadPlan) -> int:
         return 1
     gc.collect()
     gc.freeze()  # what start-up left behind is never garbage: no collection has to walk it again
-    print(f"started {session.start(time.monotonic_ns() + _LEAD_NS)}", flush=True)  # noqa: T201 - the parent reads it
+    t0 = time.monotonic_ns() + _LEAD_NS
+    session.start(t0)
+    print(f"started {recorder.started(t0)}", flush=True)  # noqa: T201 - the parent reads it
     pulse = gevent.spawn(session.pulse)
     gevent.joinall(list(runner.user_greenlets))
     session.settle()
     session.done.set()
     pulse.join()
-    session.finish()
+    recorder.finished(session.aborted, session.left_out)
     runner.quit()
     if session.crashed is not None:
         print(f"the load client broke: {session.crashed!r}", file=sys.stderr)  # noqa: T201 - the log

@@ -40,7 +40,8 @@ def _stack(raw: dict[str, Any]) -> Problems:
     if raw.get("stack") is not None:
         return []
     if raw.get("load"):
-        return [(("load",), "needs a `stack`: somebody has to answer the requests")]
+        words = "needs a `stack`, or an `endpoint` of its own: somebody has to answer the requests"
+        return [] if reach(raw, "load", "endpoint") else [(("load",), words)]
     return [] if raw.get("workloads") else [(("stack",), "must be there, or `workloads`: else nothing is tested")]
 
 
@@ -140,11 +141,19 @@ def _no_request(raw: dict[str, Any], selector: Selector) -> list[str]:
         words.append("there are no `faults`: all of the load is {phase:baseline}")
     if not raw.get("faults") and selector.metric == "time_to_recover":
         words.append("there are no `faults` to recover from; write one, or leave this out")
-    profile = reach(raw, "load", "profile")
-    asked = selector.tags.get("profile", profile)
-    if isinstance(profile, str) and asked != profile:
-        words.append(f"the load sends no profile {asked!r}; use {{profile:{profile}}}, or no tag")
+    for tag in ("profile", "tenant"):
+        sent, asked = _sent(raw, tag), selector.tags.get(tag)
+        if asked is not None and asked not in sent:
+            use = f"use {{{tag}:{sent[0]}}}, or no tag" if sent else "leave the tag out"
+            words.append(f"the load sends no {tag} {asked!r}; {use}")
     return words
+
+
+def _sent(raw: dict[str, Any], tag: str) -> list[str]:
+    """The values of a tag that the load's requests have."""
+    mix = reach(raw, "load", "mix")
+    found = [reach(share, tag) for share in mix] if isinstance(mix, list) and mix else [reach(raw, "load", tag)]
+    return [value for value in found if isinstance(value, str)]
 
 
 def _no_pod(raw: dict[str, Any], selector: Selector) -> list[str]:

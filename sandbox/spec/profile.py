@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
-import random
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,63 +13,11 @@ from sandbox.errors import UsageError
 from sandbox.progress import say
 from sandbox.spec import catalogue
 from sandbox.spec.base import API_VERSION, Metadata, Strict
+from sandbox.spec.lengths import Lengths
 from sandbox.spec.loader import load
 
 _ROOM = "loadtests/profiles"
 _OURS = frozenset({"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "temperature"})
-
-
-class Fixed(Strict):
-    """Always the same number of tokens."""
-
-    kind: Literal["fixed"]
-    tokens: int = Field(ge=1, le=1_000_000)
-
-    def draw(self, dice: random.Random) -> int:  # noqa: ARG002 - the same call for every distribution
-        """Return one length, in tokens."""
-        return self.tokens
-
-
-class Uniform(Strict):
-    """Every length from `min` to `max`, both included, equally often."""
-
-    kind: Literal["uniform"]
-    min: int = Field(ge=1)
-    max: int = Field(ge=1, le=1_000_000)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Uniform:
-        if self.min > self.max:
-            raise ValueError(f"min ({self.min}) is above max ({self.max})")
-        return self
-
-    def draw(self, dice: random.Random) -> int:
-        """Return one length, in tokens."""
-        return dice.randint(self.min, self.max)
-
-
-class Lognormal(Strict):
-    """Many short, few long: `mean` tokens before clipping to `min`..`max`; `sigma` of the logarithm."""
-
-    kind: Literal["lognormal"]
-    mean: float = Field(gt=0)
-    sigma: float = Field(gt=0, le=3)
-    min: int = Field(default=1, ge=1)
-    max: int = Field(ge=1, le=1_000_000)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Lognormal:
-        if not self.min <= self.mean <= self.max:
-            raise ValueError(f"mean ({self.mean:g}) does not lie between min ({self.min}) and max ({self.max})")
-        return self
-
-    def draw(self, dice: random.Random) -> int:
-        """Return one length, in tokens."""
-        mu = math.log(self.mean) - self.sigma**2 / 2
-        return min(self.max, max(self.min, round(dice.lognormvariate(mu, self.sigma))))
-
-
-Lengths = Annotated[Fixed | Uniform | Lognormal, Field(discriminator="kind")]
 
 
 class Profile(Strict):

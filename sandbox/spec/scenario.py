@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, mod
 
 from sandbox.spec.base import API_VERSION, Duration, Metadata, Mistakes, Name, Strict
 from sandbox.spec.contradictions import contradictions
+from sandbox.spec.loadtest import Arrivals, Load
 from sandbox.spec.slo import Slo, check_slo
 from sandbox.spec.workload import Workload
 
@@ -42,55 +43,10 @@ class FaultUse(Named):
     at: Duration = Field(description="After the load started.")
 
 
-def _as(default: str) -> dict[str, Any]:
-    """A default as it is written: the schema's own would be the bare number that is refused."""
-    return {"default": default}
-
-
-class Arrivals(Strict):
-    """When requests start. Open loop: a rate per second; closed loop: users that wait for their answer."""
-
-    process: Literal["constant", "poisson", "closed"] = "poisson"
-    rate: float | None = Field(default=None, gt=0, le=10000, description="Requests per second (open loop).")
-    users: int | None = Field(default=None, gt=0, le=10000, description="Users at once (closed loop).")
-    seed: int = Field(default=1, description="The same seed gives the same arrivals and prompts.")
-    max_in_flight: int = Field(default=2000, alias="maxInFlight", ge=1, description="Beyond it arrivals are `dropped`.")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Arrivals:
-        if self.process == "closed":
-            if self.users is None or self.rate is not None:
-                raise ValueError("closed arrivals take `users` and no `rate`")
-        elif self.rate is None or self.users is not None:
-            raise ValueError(f"{self.process} arrivals take `rate` and no `users`")
-        return self
-
-
-class Load(Strict):
-    """What is sent, how often, for how long."""
-
-    profile: Name = Field(description="A file of loadtests/profiles/.")
-    arrivals: Arrivals
-    duration: Duration = Field(gt=0, le=86400)
-    timeout: Duration = Field(
-        default=60.0, gt=0, description="A request not done by then ends as `timeout`.", json_schema_extra=_as("60s")
-    )
-    good: dict[Literal["ttft", "ttft_intended", "tpot", "e2e"], Duration] = Field(
-        default_factory=dict, description="Request-level limits a good request must meet, such as {ttft: 1s}."
-    )
-    idle_timeout: Duration = Field(
-        default=10.0,
-        alias="idleTimeout",
-        gt=0,
-        description="A stream silent for so long is cut.",
-        json_schema_extra=_as("10s"),
-    )
-
-
 class Recover(Strict):
     """How long the steady state may take to come back after load and faults ended."""
 
-    within: Duration = Field(default=60.0, gt=0, json_schema_extra=_as("60s"))
+    within: Duration = Field(default=60.0, gt=0, json_schema_extra={"default": "60s"})
 
 
 ScenarioSlo = Annotated[Slo, AfterValidator(check_slo)]

@@ -14,7 +14,7 @@ from sandbox.spec.base import KeyPath, Mistakes, Strict
 
 Kind = Literal["trend", "rate", "count", "value"]
 PHASES = ("baseline", "fault", "recovery")
-TAGS = ("phase", "model", "profile", "workload")
+TAGS = ("phase", "tenant", "model", "profile", "workload")
 _OF_WORKLOADS = ("workload",)
 # Measured once over the whole run, whoever asks: a tag would change nothing.
 WHOLE_RUN = ("time_to_recover", "client_lag", "client_cpu")

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,18 @@ from pydantic import ValidationError
 
 from sandbox.errors import DeadlineExceeded, EnvironmentMissing, Unproven, UsageError
 from sandbox.load import runner
-from sandbox.load.arrivals import bodies, schedule
+from sandbox.load.arrivals import schedule
 from sandbox.load.calibrate import calibrate
 from sandbox.load.check import check_endpoint
 from sandbox.load.golden import MODEL, Golden, GoldenSettings, Kind, golden
-from sandbox.load.plan import LoadPlan, plan_for
+from sandbox.load.plan import LoadPlan, PlannedShare, plan_for
 from sandbox.load.record import Pulse, Recorder
+from sandbox.load.traffic import Traffic
 from sandbox.spec import profile as profiles
 from sandbox.spec.base import Metadata
-from sandbox.spec.profile import Fixed, Lognormal, Profile, Uniform
-from sandbox.spec.scenario import Arrivals, Load
+from sandbox.spec.lengths import Fixed, Lognormal, Uniform
+from sandbox.spec.loadtest import Arrivals, Load
+from sandbox.spec.profile import Profile
 from sandbox.timeline import ClientBeat, Event, LoadFinished, LoadStarted, Note, Request, Timeline, read
 
 pytestmark = pytest.mark.alone  # their clocks are compared
@@ -56,9 +58,17 @@ def settings(tmp_path: Path, kinds: list[Kind], **more: Any) -> GoldenSettings:
     )
 
 
-def plan(server: Golden, timeline: Timeline, arrivals: Arrivals, duration: float, **more: Any) -> LoadPlan:
+def plan(
+    server: Golden,
+    timeline: Timeline,
+    arrivals: Arrivals,
+    duration: float,
+    share: dict[str, Any] | None = None,
+    **more: Any,
+) -> LoadPlan:
+    shares = [PlannedShare(**{"profile": PROFILE, "model": MODEL, **(share or {})})]
     return LoadPlan(
-        **{"timeout": 5.0, "idle_timeout": 2.0, "url": server.url, "model": MODEL, "profile": PROFILE, **more},
+        **{"timeout": 5.0, "idle_timeout": 2.0, "url": server.url, "model": MODEL, "shares": shares, **more},
         arrivals=arrivals,
         duration=duration,
         epoch_ns=timeline.epoch_ns,
@@ -104,7 +114,7 @@ def test_the_timeline_of_a_load_is_whole_and_in_order(tmp_path: Path, timeline: 
     assert isinstance(last, LoadFinished)
     assert first.t == load.started_at
     offsets = sorted(request.scheduled - first.t for request in requests(events))
-    expected = list(schedule(wanted.arrivals, wanted.duration))
+    expected = [due.at for due in schedule(wanted.arrivals, wanted.duration)]
     assert offsets == pytest.approx(expected, abs=1e-6)
     assert (last.attempted, last.aborted) == (len(expected), "")
     for request in requests(events):
@@ -273,7 +283,7 @@ def test_a_stall_counts_as_every_beat_it_swallowed(tmp_path: Path, timeline: Tim
     wanted = LoadPlan(
         url="http://127.0.0.1:1",
         model="m",
-        profile=PROFILE,
+        shares=[PlannedShare(profile=PROFILE, model="m")],
         arrivals=Arrivals(rate=1),
         duration=1,
         epoch_ns=timeline.epoch_ns,
@@ -295,7 +305,10 @@ def test_the_api_key_goes_through_the_environment_and_into_no_file(
     monkeypatch.setenv("SOME_KEY", "s3cret-value")
     with golden(settings(tmp_path, ["ok"], key="s3cret-value").model_copy(update={"log": tmp_path / "g"})) as server:
         arrivals = Arrivals(process="constant", rate=10)
-        assert runner.start(plan(server, timeline, arrivals, 0.3, api_key_env="SOME_KEY"), timeline).wait(30) == 0
+        assert (
+            runner.start(plan(server, timeline, arrivals, 0.3, share={"api_key_env": "SOME_KEY"}), timeline).wait(30)
+            == 0
+        )
         assert runner.start(plan(server, timeline, arrivals, 0.3), timeline).wait(30) == 0
     outcomes = [request.outcome for request in requests(list(read(timeline.path)))]
     assert outcomes == ["ok"] * 3 + ["http_error"] * 3
@@ -339,21 +352,26 @@ def test_the_schedule_follows_from_the_seed() -> None:
     first, again, other = (list(schedule(Arrivals(rate=50, seed=seed), 20)) for seed in (1, 1, 2))
     assert first == again
     assert first != other
-    assert first[0] == 0
-    assert all(later > earlier for earlier, later in pairwise(first))
-    assert first[-1] < 20
+    assert first[0].at == 0
+    assert all(later.at > earlier.at for earlier, later in pairwise(first))
+    assert first[-1].at < 20
     assert 850 < len(first) < 1150  # 1000 expected, standard deviation 32
-    assert list(schedule(Arrivals(process="constant", rate=4), 1)) == [0, 0.25, 0.5, 0.75]
+    assert [due.at for due in schedule(Arrivals(process="constant", rate=4), 1)] == [0, 0.25, 0.5, 0.75]
+
+
+def bodies(profile: Profile, seed: int, many: int) -> list[bytes]:
+    traffic = Traffic([PlannedShare(profile=profile, model="m")], seed)
+    return [next(traffic.begin(number)[1]).body for number in range(1, many + 1)]
 
 
 def test_request_bodies_follow_from_the_seed_and_the_profile() -> None:
     short = profiles.resolve("chat-short")
-    first, again, other = (list(islice(bodies(short, "m", seed), 50)) for seed in (1, 1, 2))
+    first, again, other = (bodies(short, seed, 50) for seed in (1, 1, 2))
     assert first == again
     assert first != other
     assert len(set(first)) > 25
     assert b'"include_usage":true' in first[0]
-    whole = next(bodies(short.model_copy(update={"stream": False, "path": "completions"}), "m", 1))
+    (whole,) = bodies(short.model_copy(update={"stream": False, "path": "completions"}), 1, 1)
     assert b"stream" not in whole
     assert b'"prompt"' in whole
 
@@ -414,16 +432,16 @@ def test_bad_profiles_are_refused_with_file_and_line(tmp_path: Path, monkeypatch
 def test_a_plan_comes_from_a_scenarios_load(timeline: Timeline) -> None:
     load = Load.model_validate({"profile": "chat-tiny", "arrivals": {"rate": 2}, "duration": "10s", "timeout": "5s"})
     made = plan_for(load, timeline, url="http://127.0.0.1:1", model="m", tags={"team": "a"})
-    assert made.tags == {"profile": "chat-tiny", "team": "a"}, (
-        "a selector asks for the profile as the scenario names it"
-    )
+    (share,) = made.shares
+    assert share.tags == {"profile": "chat-tiny", "model": "m"}
+    assert made.tags == {"team": "a"}
     assert (made.duration, made.timeout, made.epoch_ns) == (10, 5, timeline.epoch_ns)
     assert LoadPlan.model_validate_json(made.model_dump_json(by_alias=True)) == made
-    unread = made.profile.model_copy(update={"prompts": "questions.txt"})
+    unread = share.profile.model_copy(update={"prompts": "questions.txt"})
     with pytest.raises(ValidationError, match="not read in"):
-        LoadPlan.model_validate({**made.model_dump(), "profile": unread.model_dump()})
+        PlannedShare.model_validate({**share.model_dump(), "profile": unread.model_dump()})
     with pytest.raises(ValidationError, match="header"):
-        LoadPlan.model_validate({**made.model_dump(), "headers": {"X-A": "b\r\nX-Evil: 1"}})
+        PlannedShare.model_validate({**share.model_dump(), "headers": {"X-A": "b\r\nX-Evil: 1"}})
 
 
 def test_a_calibration_finds_what_the_client_adds() -> None:
