@@ -16,6 +16,7 @@ from rich.console import Console
 from sandbox import __version__
 from sandbox.cli_gpu import gpu_app
 from sandbox.cli_images import images_app
+from sandbox.cli_load import load
 from sandbox.cli_output import Output, OutputOption, out, table, write_json
 from sandbox.errors import EXIT_FAIL, EXIT_INVALID, SandboxError, UsageError
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(gpu_app, name="gpu")
 app.add_typer(images_app, name="images")
+app.command()(load)
 ShapeArgument = Annotated[str, typer.Argument(help="A shape: a name of clusters/, or the path of a file.")]
 NameArgument = Annotated[str, typer.Argument(help="A cluster's name.")]
 ScenariosArgument = Annotated[list[str], typer.Argument(help="Scenario files, folders, or names.")]

@@ -19,7 +19,7 @@ from sandbox.spec.attack import Attempt
 from sandbox.spec.base import KeyPath, Metadata, reach
 from sandbox.spec.cluster import ClusterSpec
 from sandbox.spec.guardrail import Guardrail
-from sandbox.spec.loader import Document, load
+from sandbox.spec.loader import Document, load, load_text
 from sandbox.spec.profile import Profile
 from sandbox.spec.results import Results
 from sandbox.spec.scenario import FaultUse, Named, Scenario, StackUse, called, contradictions
@@ -39,13 +39,18 @@ class Plan:
 
     scenario: Scenario
     source: Path
-    cluster: ClusterSpec
-    cluster_source: Path
+    cluster: ClusterSpec | None
+    cluster_source: Path | None
     stack: Stack | None
     guardrails: list[tuple[Guardrail, dict[str, Any]]]
     attempts: list[Attempt]
     profiles: list[Profile]
     required: list[tuple[Stack, dict[str, Any]]]
+
+    @property
+    def shape(self) -> str:
+        """The cluster's name; empty where the load goes to an endpoint and there is no cluster."""
+        return self.cluster.metadata.name if self.cluster else ""
 
     @property
     def stacks(self) -> list[tuple[Stack, dict[str, Any]]]:
@@ -83,7 +88,7 @@ class Plan:
         scenario = self.scenario
         rows = [
             ("scenario", f"{scenario.metadata.name} ({self.source})"),
-            ("cluster", f"{self.cluster.metadata.name}: {self.cluster.metadata.description}"),
+            ("cluster", f"{self.shape}: {self.cluster.metadata.description}" if self.cluster else "none"),
             (
                 "guardrails",
                 ", ".join(f"{rule.metadata.name} {values or ''}".strip() for rule, values in self.guardrails) or "none",
@@ -176,16 +181,24 @@ def _paths(wanted: str) -> list[Path]:
     return [files.locate("scenarios", wanted, kind="scenario")]
 
 
+def of_text(text: str, source: Path) -> Plan:
+    """A scenario that lies in no file, with everything it names; `source` is what messages and reports call it."""
+    return _of_document(load_text(text, source, Scenario, more=_mistakes))
+
+
 def _load_one(path: Path) -> Plan:
+    return _of_document(load(path, Scenario, more=_mistakes))
+
+
+def _of_document(document: Document[Scenario]) -> Plan:
     """A scenario with everything it names. All that can be wrong with either was found while it was loaded."""
-    document = load(path, Scenario, more=_mistakes)
     scenario = document.model
-    cluster = _cluster(scenario.cluster)
+    cluster = _cluster(scenario.cluster) if scenario.stack or scenario.workloads else None
     return Plan(
         scenario=scenario,
         source=document.path,
-        cluster=cluster.model,
-        cluster_source=cluster.path,
+        cluster=cluster.model if cluster else None,
+        cluster_source=cluster.path if cluster else None,
         stack=stacks.load(scenario.stack.name) if scenario.stack else None,
         guardrails=[(guardrails.load(use.name), use.params) for use in scenario.guardrails],
         attempts=_attempts(scenario.attacks),

@@ -153,8 +153,8 @@ def run_scenario(config: pytest.Config, scenario: Path | str) -> Outcome:
     from sandbox.run import Options, execute
 
     (loaded,) = plan.load_all([str(scenario)])
-    name = config.getoption("--sandbox-cluster") or loaded.cluster.metadata.name
-    if loaded.cluster.provider == "kind":
+    name = config.getoption("--sandbox-cluster") or loaded.shape
+    if loaded.cluster and loaded.cluster.provider == "kind":
         config.stash[_CLUSTERS].up(str(loaded.cluster_source), name)
     runs = Path(config.getoption("--sandbox-runs"))
     outcome = execute(loaded, Options(runs=runs, cluster_name=name, keep_cluster=True))

@@ -8,7 +8,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +45,7 @@ class Options:
         keep_cluster: leave the cluster: somebody else takes it down.
         allow_changes: leave to change a `provider: existing` cluster.
         cluster_name: another name for the cluster than its shape's, so that runs can be side by side.
+        baseline: the folder of an earlier run, for thresholds that are held against it.
     """
 
     runs: Path = Path("runs")
@@ -52,6 +53,7 @@ class Options:
     keep_cluster: bool = False
     allow_changes: bool = False
     cluster_name: str | None = None
+    baseline: Path | None = None
 
 
 @dataclass
@@ -101,7 +103,9 @@ class Run:
 def preflight(run: Run) -> None:
     """This machine can carry it: an engine that answers, memory, disk, kernel."""
     engine = ""
-    if run.plan.cluster.provider == "kind":
+    if run.plan.cluster is None:
+        pass
+    elif run.plan.cluster.provider == "kind":
         ready = prepare()
         require(ready)
         engine = ready.seen
@@ -118,7 +122,9 @@ def preflight(run: Run) -> None:
 
 def up(run: Run) -> None:
     """A cluster of the right shape, this run's alone: taken if it runs, else made; one made goes away with the run."""
-    spec, name = run.plan.cluster, run.options.cluster_name or run.plan.cluster.metadata.name
+    spec, name = run.plan.cluster, run.options.cluster_name or run.plan.shape
+    if spec is None:
+        return
     run.cluster = cluster.up(
         spec,
         name=name,
@@ -149,6 +155,8 @@ def up(run: Run) -> None:
 
 def deploy(run: Run) -> None:
     """Guardrails first, then the stack inside them after those it requires; ready means that each answered."""
+    if run.plan.cluster is None:
+        return
     own, kube = run.ground
     run.images = _references(run.plan)
     if run.plan.cluster.gpu_nodes:
@@ -206,6 +214,7 @@ def report(run: Run) -> None:
 
 PHASES: tuple[Callable[[Run], None], ...] = (preflight, up, deploy, verify, exercise, recover, judge, report)
 _ALWAYS = (judge, report)
+_OF_A_CLUSTER = ("up", "deploy", "verify", "recover")
 
 
 @dataclass(frozen=True)
@@ -234,7 +243,7 @@ def execute(plan: Plan, options: Options) -> Outcome:
     Raises:
         ClusterError: another run uses the cluster; there is no run then.
     """
-    with cluster.lease(options.cluster_name or plan.cluster.metadata.name):
+    with cluster.lease(options.cluster_name or plan.shape) if plan.cluster else nullcontext():
         return _execute(plan, options)
 
 
@@ -289,12 +298,14 @@ def _unwound(run: Run) -> BaseException | None:
 
 @contextmanager
 def _phase(run: Run, name: str) -> Iterator[None]:
+    quiet = run.plan.cluster is None and name in _OF_A_CLUSTER  # there is nothing to do, and nothing to say
+
     def write(status: Any, detail: str = "") -> None:
         run.timeline.append(PhaseChanged(t=run.timeline.now(), name=name, status=status, detail=detail))
 
     write("started")
     try:
-        with step(name):
+        with nullcontext() if quiet else step(name):
             yield
     except KeyboardInterrupt:
         write("failed", "interrupted")
@@ -307,7 +318,7 @@ def _phase(run: Run, name: str) -> Iterator[None]:
 
 def _references(plan: Plan) -> dict[str, str]:
     """Image name -> what the cluster's nodes call it: loaded into ours, pulled from the mirror by others'."""
-    if plan.cluster.provider == "existing":
+    if plan.cluster and plan.cluster.provider == "existing":
         return images.mirrored(plan.images)
     return {name: image.ref for name, image in images.ensure(plan.images).items()}
 
@@ -337,10 +348,12 @@ def _look(run: Run, when: Any, within: float) -> list[str]:
     Returns:
         What did not hold.
     """
+    uses = run.plan.scenario.steady_state
+    if not uses:
+        return []
     _, kube = run.ground
     url, model = (run.deployed.url, run.deployed.model) if run.deployed else ("", "")
     context = probes.Context(kube, run.namespace, url, model, run.urls)
-    uses = run.plan.scenario.steady_state
     last: list[probes.Seen] = []
 
     def look() -> Seen[None]:

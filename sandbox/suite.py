@@ -49,8 +49,8 @@ def execute_all(plans: Sequence[Plan], options: Options) -> list[Outcome]:
         UsageError: one is to run on a cluster of a name that none can have; nothing was run.
     """
     outcomes: list[Outcome] = []
-    names = [options.cluster_name or plan.cluster.metadata.name for plan in plans]
-    for name in names:
+    names = [plan.shape and (options.cluster_name or plan.shape) for plan in plans]
+    for name in filter(None, names):
         record.check_name(name)
     # shape by shape: an idle cluster takes its share of the machine from what is measured on another
     turns = sorted(zip(plans, names, strict=True), key=lambda turn: names.index(turn[1]))
@@ -67,7 +67,7 @@ def execute_all(plans: Sequence[Plan], options: Options) -> list[Outcome]:
 
 def release(name: str) -> None:
     """Take a cluster down if it is this process's; one that was there before, or is kept, stays."""
-    known = record.find(name)
+    known = record.find(name) if name else None
     if known is not None and known.owner == Owner.me():
         cluster.down(name)
 

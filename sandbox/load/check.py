@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,53 +14,42 @@ import httpx
 
 from sandbox.errors import EnvironmentMissing, SandboxError, UsageError
 from sandbox.load.client import Client, Limits, base_url, resolve
+from sandbox.load.plan import PlannedShare
 
 _WITHIN = 60.0
 _UNAUTHORIZED = (401, 403)
 _NOT_YET = (429, 502, 503, 504)
 
 
-def check_endpoint(
-    url: str, model: str, *, path: str = "chat", api_key: str = "", ca_file: Path | None = None, within: float = _WITHIN
-) -> None:
-    """Prove that `url` speaks OpenAI's API, takes the key, serves `model` and streams an answer to its end.
+@dataclass(frozen=True)
+class Access:
+    """How one kind of request gets in.
 
-    Asks for the list of models, then for one short streamed answer through the client that measures.
-    `within`: seconds for each of the two.
+    Attributes:
+        path: chat, completions or embeddings.
+        stream: whether the answer is asked for as a stream.
+        api_key: the key itself; empty: none is sent.
+        headers: sent with every request.
+        ca_file: certificates to trust, for https with an own CA.
+    """
+
+    path: str = "chat"
+    stream: bool = True
+    api_key: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    ca_file: Path | None = None
+
+
+def models(url: str, access: Access, within: float = _WITHIN) -> set[str]:
+    """Return the models that `url` serves.
 
     Raises:
-        UsageError: not an OpenAI-compatible URL, a wrong key, or a model that is not served; says what would be valid.
+        UsageError: not an OpenAI-compatible URL, or a wrong key.
         EnvironmentMissing: nothing answers there, or it is not ready.
     """
     base = base_url(url)
-    served = _models(base, api_key, ca_file, within)
-    if model not in served:
-        raise UsageError(
-            f"model {model!r} is not served here",
-            where=base,
-            fix=f"use one of: {', '.join(sorted(served)) or 'none is served'}",
-        )
-    client = Client(resolve(url, ca_file), Limits(within, within), path=path, api_key=api_key)
-    asked: dict[str, Any] = {"model": model, "max_tokens": 4, "temperature": 0, "stream": True}
-    asked |= {"messages": [{"role": "user", "content": "Hello"}]} if path == "chat" else {"prompt": "Hello"}
-    reply = client.exchange(json.dumps(asked).encode()).reply
-    if reply.outcome == "ok":
-        return
-    seen = f"{reply.outcome}{f' (status {reply.status})' if reply.status else ''}: {reply.detail}"
-    if reply.status in _UNAUTHORIZED:
-        raise _wrong_key(base, api_key)
-    if reply.outcome in ("connect_error", "timeout") or reply.status in _NOT_YET:
-        raise EnvironmentMissing("does not answer a first request", where=base, details=[seen], fix=_READY)
-    raise UsageError("does not stream a whole answer", where=base, details=[seen], fix=_COMPATIBLE)
-
-
-_READY = "wait until the model is loaded and ready, then try again"
-_COMPATIBLE = "give the URL of an OpenAI-compatible server, such as http://host:8000 or http://host:8000/v1"
-
-
-def _models(base: str, api_key: str, ca_file: Path | None, within: float) -> set[str]:
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    trust = ssl.create_default_context(cafile=ca_file) if base.startswith("https") else False
+    headers = {**({"Authorization": f"Bearer {access.api_key}"} if access.api_key else {}), **access.headers}
+    trust = ssl.create_default_context(cafile=access.ca_file) if base.startswith("https") else False
     try:
         # trust_env: the load goes straight to the endpoint, so the look at it must not go through a proxy.
         answer = httpx.get(f"{base}/models", headers=headers, timeout=within, verify=trust, trust_env=False)
@@ -67,16 +59,110 @@ def _models(base: str, api_key: str, ca_file: Path | None, within: float) -> set
         reason = str(error) or type(error).__name__
         raise EnvironmentMissing(f"nothing answers: {reason}", where=base, fix="check host and port") from error
     if answer.status_code in _UNAUTHORIZED:
-        raise _wrong_key(base, api_key)
+        raise _wrong_key(base, access.api_key)
+    seen = f"/models answered {answer.status_code}: {answer.text[:200]}"
     if answer.status_code in _NOT_YET:
-        seen = f"/models answered {answer.status_code}: {answer.text[:200]}"
         raise EnvironmentMissing("is not ready", where=base, details=[seen], fix=_READY)
     try:
         answer.raise_for_status()
         return {str(entry["id"]) for entry in answer.json()["data"]}
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
-        seen = f"/models answered {answer.status_code}: {answer.text[:200]}"
         raise UsageError("is not OpenAI-compatible", where=base, details=[seen], fix=_COMPATIBLE) from error
+
+
+def only_model(url: str, access: Access, within: float = _WITHIN) -> str:
+    """Return the one model that `url` serves.
+
+    Raises:
+        UsageError: it serves none or several, or as `models`.
+        EnvironmentMissing: as `models`.
+    """
+    served = sorted(models(url, access, within))
+    if len(served) == 1:
+        return served[0]
+    what = f"serves {len(served)} models: which one is meant?"
+    raise UsageError(what, where=base_url(url), fix=f"name one of: {', '.join(served) or 'none is served'}")
+
+
+def api_keys(*variables: str) -> dict[str, str]:
+    """Return the key that each environment variable holds; an empty name stands for no key.
+
+    Raises:
+        UsageError: some are not set.
+    """
+    if missing := sorted({name for name in variables if name and not os.environ.get(name)}):
+        raise UsageError(f"not set: {', '.join(missing)}", fix="export it with the API key before you start")
+    return {name: os.environ[name] if name else "" for name in variables}
+
+
+def check_shares(url: str, shares: Sequence[PlannedShare], ca_file: Path | None = None) -> None:
+    """Prove that every kind of request of a load gets an answer; see `check_endpoint`.
+
+    A locustfile of the user's own sends what it likes: there is nothing to try in its place.
+
+    Raises:
+        UsageError: as `check_endpoint`, or a variable for an API key that is not set.
+        EnvironmentMissing: as `check_endpoint`.
+    """
+    keys = api_keys(*(share.api_key_env for share in shares))
+    seen: list[tuple[str, Access]] = []
+    for share in shares:
+        profile = share.profile
+        access = Access(profile.path, profile.stream, keys[share.api_key_env], share.headers, ca_file)
+        if (share.model, access) not in seen:
+            seen.append((share.model, access))
+            check_endpoint(url, share.model, access)
+
+
+def check_endpoint(url: str, model: str, access: Access | None = None, *, within: float = _WITHIN) -> None:
+    """Prove that `url` speaks OpenAI's API, takes the key, serves `model` and answers to the end.
+
+    Asks for the list of models, then for one short answer through the client that measures.
+    `within`: seconds for each of the two.
+
+    Raises:
+        UsageError: not an OpenAI-compatible URL, a wrong key, or a model that is not served; says what would be valid.
+        EnvironmentMissing: nothing answers there, or it is not ready.
+    """
+    access = access or Access()
+    base = base_url(url)
+    served = models(url, access, within)
+    if model not in served:
+        raise UsageError(
+            f"model {model!r} is not served here",
+            where=base,
+            fix=f"use one of: {', '.join(sorted(served)) or 'none is served'}",
+        )
+    client = Client(
+        resolve(url, access.ca_file),
+        Limits(within, within),
+        path=access.path,
+        stream=access.stream,
+        api_key=access.api_key,
+        headers=access.headers,
+    )
+    reply = client.exchange(json.dumps(_asked(model, access)).encode()).reply
+    if reply.outcome == "ok":
+        return
+    seen = f"{reply.outcome}{f' (status {reply.status})' if reply.status else ''}: {reply.detail}"
+    if reply.status in _UNAUTHORIZED:
+        raise _wrong_key(base, access.api_key)
+    if reply.outcome in ("connect_error", "timeout") or reply.status in _NOT_YET:
+        raise EnvironmentMissing("does not answer a first request", where=base, details=[seen], fix=_READY)
+    does = "does not stream a whole answer" if access.stream else "does not give a whole answer"
+    raise UsageError(f"{does} to {access.path}", where=base, details=[seen], fix=_COMPATIBLE)
+
+
+def _asked(model: str, access: Access) -> dict[str, Any]:
+    if access.path == "embeddings":
+        return {"model": model, "input": "Hello"}
+    asked: dict[str, Any] = {"model": model, "max_tokens": 4, "temperature": 0}
+    asked |= {"messages": [{"role": "user", "content": "Hello"}]} if access.path == "chat" else {"prompt": "Hello"}
+    return asked | ({"stream": True} if access.stream else {})
+
+
+_READY = "wait until the model is loaded and ready, then try again"
+_COMPATIBLE = "give the URL of an OpenAI-compatible server, such as http://host:8000 or http://host:8000/v1"
 
 
 def _wrong_key(base: str, api_key: str) -> SandboxError:

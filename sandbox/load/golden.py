@@ -7,6 +7,7 @@ its own: `python -m sandbox.load.golden SETTINGS-AS-JSON`, started through `gold
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import select
@@ -63,6 +64,11 @@ class GoldenSettings(Strict):
     log: Path
     certificate: Path | None = Field(default=None, description="With it, and `key_file`, it speaks TLS.")
     key_file: Path | None = None
+
+
+def beside(log: Path) -> GoldenSettings:
+    """How it answers the streams that fly along with a load: often, for the load may be short."""
+    return GoldenSettings(first=0.02, gap=0.02, tokens=50, log=log)
 
 
 @dataclass(frozen=True)
@@ -146,23 +152,30 @@ class _Conversation(asyncio.Protocol):
         if len(body) < int(headers.get("content-length", "0")):
             return
         self._data = b""
-        self._stay = headers.get("connection", "").lower() == "keep-alive"
+        self._stay = headers.get("connection", "").lower() != "close"
         if self._server.settings.key and headers.get("authorization") != f"Bearer {self._server.settings.key}":
             self._plain(401, {"error": {"message": "wrong key", "code": "invalid_api_key"}})
         elif lines[0].startswith("GET /v1/models "):
             self._plain(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
         elif lines[0].startswith(("POST /v1/chat/completions ", "POST /v1/completions ")):
             self._answer(lines[0], headers, json.loads(body))
+        elif lines[0].startswith("POST /v1/embeddings "):
+            self._begin_answer(headers)
+            vectors = [{"object": "embedding", "index": 0, "embedding": [0.1, 0.2]}]
+            self._plain(200, {"object": "list", "model": MODEL, "data": vectors, "usage": {"prompt_tokens": 1}})
         else:
             self._plain(404, {"error": {"message": "no such path"}})
 
-    def _answer(self, request: str, headers: dict[str, str], asked: dict[str, Any]) -> None:
+    def _begin_answer(self, headers: dict[str, str]) -> None:
         self._begin = time.monotonic_ns()
-        self._chat = "/chat/" in request
         self._number = headers.get("x-request-id", "")
         self._kind = self._server.next_kind()
         self._unlogged = True
         self._sent: list[int] = []
+
+    def _answer(self, request: str, headers: dict[str, str], asked: dict[str, Any]) -> None:
+        self._begin_answer(headers)
+        self._chat = "/chat/" in request
         early: dict[str, Callable[[], None]] = {
             "vanish": self._close,
             "not_http": lambda: self._last(b"220 golden.example ESMTP\r\n"),
@@ -183,9 +196,18 @@ class _Conversation(asyncio.Protocol):
         self._write(_HEAD)
         if self._chat:
             self._event({"choices": [self._choice({"role": "assistant", "content": ""})]})
-        self._later(self._server.settings.first, self._token)
+        self._before, self._behind = self._around()
+        self._due = self._loop.time() + self._server.settings.first
+        self._waiting = self._loop.call_at(self._due, self._token)
+
+    def _around(self) -> tuple[bytes, bytes]:
+        """What stands before and behind the text of every content event: made once, for thousands a second follow."""
+        event = self._rendered({"choices": [self._choice({"content": "?"} if self._chat else "?")]})
+        before, _, behind = event.partition(b'"?"')
+        return before + b'" ', b'"' + behind
 
     def _token(self) -> None:
+        """One token, whose text is the clock's reading; each at its own time, so that lateness does not add up."""
         self._waiting = None
         settings = self._server.settings
         count = len(self._sent)
@@ -194,10 +216,12 @@ class _Conversation(asyncio.Protocol):
         elif count == settings.tokens:
             self._end()
         else:
-            piece = self._choice({"content": f" token{count}"} if self._chat else f" token{count}")
-            self._sent.append(time.monotonic_ns())
-            self._event({"choices": [piece]})
-            self._later(settings.gap, self._token)
+            now = time.monotonic_ns()
+            self._sent.append(now)
+            event = b"%s%d%s" % (self._before, now, self._behind)
+            self._write(b"%x\r\n%s\r\n" % (len(event), event))
+            self._due += settings.gap
+            self._waiting = self._loop.call_at(self._due, self._token)
 
     def _strike(self) -> None:
         if self._kind == "malformed":
@@ -217,7 +241,7 @@ class _Conversation(asyncio.Protocol):
     def _end(self) -> None:
         reason = {"filtered": "content_filter", "no_finish": None}.get(self._kind, "stop")
         self._event({"choices": [self._choice({} if self._chat else "", reason)]})
-        self._event({"choices": [], "usage": {"completion_tokens": len(self._sent)}})
+        self._event({"choices": [], "usage": _usage(len(self._sent))})
         self._last((b"" if self._kind == "no_done" else _chunk(b"data: [DONE]\n\n")) + b"0\r\n\r\n")
 
     def _choice(self, piece: dict[str, str] | str, reason: str | None = None) -> dict[str, Any]:
@@ -225,14 +249,17 @@ class _Conversation(asyncio.Protocol):
         return {"index": 0, **held, "logprobs": None, "finish_reason": reason}
 
     def _event(self, event: dict[str, Any]) -> None:
+        self._write(_chunk(self._rendered(event)))
+
+    def _rendered(self, event: dict[str, Any]) -> bytes:
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         whole = {"id": f"golden-{self._number}", "object": kind, "created": 1700000000, "model": MODEL, **event}
-        self._write(_chunk(b"data: %s\n\n" % json.dumps(whole).encode()))
+        return b"data: %s\n\n" % json.dumps(whole).encode()
 
     def _whole(self, reason: str) -> None:
         held = {"message": {"role": "assistant", "content": "hello"}} if self._chat else {"text": "hello"}
         choice = {"index": 0, **held, "finish_reason": reason}
-        self._plain(200, {"model": MODEL, "choices": [choice], "usage": {"completion_tokens": 1}})
+        self._plain(200, {"model": MODEL, "choices": [choice], "usage": _usage(1)})
 
     def _plain(self, status: int, body: dict[str, Any]) -> None:
         text = json.dumps(body).encode()
@@ -243,9 +270,11 @@ class _Conversation(asyncio.Protocol):
         self._waiting = self._loop.call_later(delay, then)
 
     def _write(self, data: bytes) -> None:
-        step = 7 if self._kind == "dribble" else len(data)
-        for place in range(0, len(data), step):
-            self._transport.write(data[place : place + step])
+        if self._kind != "dribble":
+            self._transport.write(data)
+            return
+        for place in range(0, len(data), 7):
+            self._transport.write(data[place : place + 7])
 
     def _last(self, data: bytes) -> None:
         self._log()  # first: whoever has the last byte may look into the log
@@ -261,6 +290,10 @@ class _Conversation(asyncio.Protocol):
         if self._unlogged:
             self._server.log(Served(self._number, self._kind, self._begin, self._sent))
             self._unlogged = False
+
+
+def _usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": 1 + tokens}
 
 
 def _chunk(data: bytes) -> bytes:
@@ -294,6 +327,8 @@ async def _serve(settings: GoldenSettings) -> None:
     )
     gone = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), gone.set)  # the pipe's end: the parent is no more
+    gc.collect()
+    gc.freeze()  # a collection would make every stream late at once
     print(listening.sockets[0].getsockname()[1], flush=True)  # noqa: T201 - the parent reads it
     await gone.wait()
 

@@ -69,14 +69,14 @@ class LoadPlan(Strict):
     timeline: Path
 
 
-def plan_for(load: Load, timeline: Timeline, *, url: str, model: str, tags: dict[str, str] | None = None) -> LoadPlan:
-    """Return the plan of a scenario's `load`, written to `timeline`'s clock and file.
+def shares_for(load: Load, model: str) -> list[PlannedShare]:
+    """Return the parts of a scenario's load, profiles read in; `model` is asked for where a share names none.
 
     Raises:
         UsageError: a profile does not exist or is wrong.
     """
     endpoint = load.endpoint
-    shares = [
+    return [
         PlannedShare(
             profile=profiles.resolve(share.profile),
             name=share.profile,  # as the scenario names it, and its selectors ask for it
@@ -88,18 +88,29 @@ def plan_for(load: Load, timeline: Timeline, *, url: str, model: str, tags: dict
         )
         for share in load.shares
     ]
+
+
+def plan_for(
+    load: Load, timeline: Timeline, *, url: str, model: str, golden: str = "", tags: dict[str, str] | None = None
+) -> LoadPlan:
+    """Return the plan of a scenario's `load`, written to `timeline`'s clock and file.
+
+    Raises:
+        UsageError: a profile or trace does not exist or is wrong.
+    """
     return LoadPlan(
         url=url,
         model=model,
-        shares=shares,
+        shares=shares_for(load, model),
         locustfile=Path(load.locustfile).resolve() if load.locustfile else None,
         arrivals=load.arrivals,
         duration=load.duration,
         timeout=load.timeout,
         idle_timeout=load.idle_timeout,
-        ca_file=endpoint.ca_file if endpoint else None,
+        ca_file=load.endpoint.ca_file if load.endpoint else None,
         keep_alive=load.keep_alive,
         processes=load.workers.processes,
+        golden=golden,
         tags=tags or {},
         epoch_ns=timeline.epoch_ns,
         timeline=timeline.path.resolve(),

@@ -22,8 +22,10 @@ class Recorder:
         attempted: requests written so far, dropped ones included.
     """
 
-    def __init__(self, plan: LoadPlan) -> None:
+    def __init__(self, plan: LoadPlan, worker: str = "") -> None:
+        """Open the run's timeline; `worker`: which of several load processes this is."""
         self.attempted = 0
+        self.worker = worker
         self._plan = plan
         self._timeline = Timeline(plan.timeline, plan.epoch_ns)
         self._tags = [{**share.tags, **plan.tags} for share in plan.shares]
@@ -32,6 +34,7 @@ class Recorder:
         """The first scheduled arrival lies at clock reading `t0`; returns it in the run's seconds."""
         asked = self._plan.arrivals.model_dump(mode="json", by_alias=True, exclude_none=True)
         asked |= {"duration": self._plan.duration, "timeout": self._plan.timeout}
+        asked |= {"processes": self._plan.processes, "calibrated": bool(self._plan.golden)}
         name = " + ".join(share.tags["profile"] for share in self._plan.shares)
         at = self._seconds(t0)
         self._timeline.append(LoadStarted(t=at, url=self._plan.url, model=self._plan.model, profile=name, asked=asked))
@@ -109,9 +112,13 @@ class Pulse:
     A stall of 50 ms is five late beats, not one: the beats that a stall swallowed are counted as late as they were.
     """
 
-    def __init__(self, recorder: Recorder, in_flight: Callable[[], int]) -> None:
+    def __init__(
+        self, recorder: Recorder, in_flight: Callable[[], int], late: Callable[[], list[float]] = list
+    ) -> None:
+        """Begin to beat. `late`: what the client added to tokens of the golden server since it was last asked."""
         self._recorder = recorder
         self._in_flight = in_flight
+        self._late = late
         self._lags: list[float] = []
         self._wall = time.monotonic_ns()
         self._cpu = time.process_time_ns()
@@ -131,9 +138,22 @@ class Pulse:
             return
         wall, cpu = time.monotonic_ns(), time.process_time_ns()
         share = (cpu - self._cpu) / max(1, wall - self._wall)
-        worst = sorted(self._lags, reverse=True)[:_WORST]
+        added = self._late()
         self._recorder.beat(
-            ClientBeat(t=self._recorder.now(), lag=worst, beats=len(self._lags), cpu=share, in_flight=self._in_flight())
+            ClientBeat(
+                t=self._recorder.now(),
+                lag=_worst(self._lags),
+                beats=len(self._lags),
+                cpu=share,
+                in_flight=self._in_flight(),
+                worker=self._recorder.worker,
+                added=_worst(added),
+                calibrated=len(added),
+            )
         )
         self._lags.clear()
         self._wall, self._cpu = wall, cpu
+
+
+def _worst(values: list[float]) -> list[float]:
+    return sorted(values, reverse=True)[:_WORST]

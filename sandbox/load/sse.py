@@ -28,18 +28,12 @@ class EventStream:
         Raises:
             ProtocolError: a line that does not end.
         """
-        if (  # nearly always: one whole event in one piece
-            data.startswith(b"data: ")
-            and data.endswith(b"\n\n")
-            and not self._tail
-            and not self._data
-            and data.count(b"\n") == 2  # noqa: PLR2004 - the two that end it
-            and b"\r" not in data
-        ):
-            self._begun = True
-            self._after_cr = False
-            return [data[6:-2]]
         return self._lines(data)
+
+    @property
+    def between(self) -> bool:
+        """Exactly before an event: nothing of one was read yet, nor of a line."""
+        return self._begun and not (self._tail or self._data or self._after_cr)
 
     def finish(self) -> list[bytes]:
         """The stream ended as announced: return the payload a missing last blank line has held back."""

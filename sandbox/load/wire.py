@@ -44,12 +44,6 @@ class HttpReply:
 
     def feed(self, data: bytes) -> bytes:
         """Take what was received, return the body bytes in it. ProtocolError: not HTTP/1.1."""
-        if self._at is _At.SIZE and not self._rest:  # nearly always: one whole chunk in one piece
-            end = data.find(b"\r\n", 0, 12)
-            if end > 0:
-                size = _size(data[:end])
-                if size and len(data) == end + size + 4 and data.endswith(b"\r\n"):
-                    return data[end + 2 : -2]
         if self._rest:
             data = self._rest + data
             self._rest = b""
@@ -60,6 +54,11 @@ class HttpReply:
         if self._at is _At.UNTIL_CLOSE:
             return data
         return self._chunks(data) if self._at not in (_At.HEAD, _At.END) else b""
+
+    @property
+    def between(self) -> bool:
+        """Exactly before a chunk: what comes next is its size."""
+        return self._at is _At.SIZE and not self._rest
 
     def eof(self) -> None:
         """The peer closed: for a body without an announced end, that is its end."""

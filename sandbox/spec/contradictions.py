@@ -10,6 +10,7 @@ from sandbox.spec.slo import METRICS, Expression, Selector, parse_expression, pa
 _AT = "at"
 _PER_REQUEST = frozenset({"ttft", "ttft_intended", "tpot", "ntpot", "e2e", "sched_lag"})
 _LUCK = 1.3  # random arrivals may be so many more than their rate says
+_OF_A_CLUSTER = ("guardrails", "attacks", "faults", "steadyState")
 _OF_A_STACK = ("openai.chat", "k8s.ready")
 _DEFAULT_WITHIN = "30s"
 Problems = list[tuple[KeyPath, str]]
@@ -39,9 +40,13 @@ def contradictions(raw: Any) -> list[tuple[KeyPath, str]]:
 def _stack(raw: dict[str, Any]) -> Problems:
     if raw.get("stack") is not None:
         return []
+    if reach(raw, "load", "endpoint"):
+        lost = [] if raw.get("workloads") else [key for key in _OF_A_CLUSTER if raw.get(key)]
+        words = "needs a `stack` or `workloads`: a load that goes to an `endpoint` alone has no cluster"
+        return [((key,), words) for key in lost]
     if raw.get("load"):
         words = "needs a `stack`, or an `endpoint` of its own: somebody has to answer the requests"
-        return [] if reach(raw, "load", "endpoint") else [(("load",), words)]
+        return [(("load",), words)]
     return [] if raw.get("workloads") else [(("stack",), "must be there, or `workloads`: else nothing is tested")]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import EnvironmentMissing, UsageError
-from sandbox.load.check import check_endpoint
+from sandbox.load.check import Access, check_endpoint
 from sandbox.load.client import Client, Limits, base_url, resolve
 from sandbox.load.golden import MODEL, Golden, GoldenSettings, Kind, Served, golden
 from sandbox.load.reply import Reply
@@ -221,8 +221,10 @@ def test_times_agree_with_the_servers_own_log(tmp_path: Path) -> None:
 
 def test_the_check_before_the_load_passes_a_good_endpoint(tmp_path: Path) -> None:
     with serving(tmp_path, key="secret") as server:
-        check_endpoint(server.url, MODEL, api_key="secret")
-        check_endpoint(f"{server.url}/v1/", MODEL, path="completions", api_key="secret")
+        check_endpoint(server.url, MODEL, Access(api_key="secret"))
+        check_endpoint(f"{server.url}/v1/", MODEL, Access("completions", api_key="secret"))
+        check_endpoint(server.url, MODEL, Access("embeddings", stream=False, api_key="secret"))
+        check_endpoint(server.url, MODEL, Access(stream=False, api_key="secret"))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def test_the_check_before_the_load_says_what_is_wrong(
 ) -> None:
     model, key = asked
     with serving(tmp_path, kind, key="secret") as server, pytest.raises(error) as caught:
-        check_endpoint(server.url, model, api_key=key, within=1.0)
+        check_endpoint(server.url, model, Access(api_key=key), within=1.0)
     assert said in str(caught.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -60,6 +61,72 @@ def test_content_chunks_are_counted_the_same_wherever_the_reads_fall(
     assert len(reply.arrivals) == sum(1 for text in texts if text)
     assert list(reply.arrivals) == sorted(reply.arrivals)
     assert reply.tokens == 42
+
+
+@st.composite
+def packed(draw: st.DrawFn) -> tuple[list[str], bytes, list[int], list[int]]:
+    """Texts, a reply of them in arbitrary HTTP chunks, where each content event ends in it, and read boundaries."""
+    texts = draw(st.lists(st.text(alphabet=st.characters(codec="utf-8"), max_size=8), min_size=1, max_size=12))
+    raw = draw(st.booleans())  # as most servers write, or with \\u escapes for all but ASCII
+    items = [ROLE, *map(chunk, texts), chunk(None, "stop"), USAGE, DONE]
+    events = [
+        b"data: " + (item if isinstance(item, bytes) else json.dumps(item, ensure_ascii=not raw).encode()) + b"\n\n"
+        for item in items
+    ]
+    body, ends = b"".join(events), list(accumulate(map(len, events)))
+    anywhere = draw(st.sets(st.integers(1, len(body) - 1), max_size=12))
+    cuts = ends[:-1] if draw(st.booleans()) else sorted(anywhere)  # an event a chunk, as servers do, or not
+    data, at, place = HEAD, {}, 0
+    for cut in [*cuts, len(body)]:
+        data += b"%x\r\n" % (cut - place)
+        at |= {end: len(data) + end - place for end in ends if place < end <= cut}
+        data += body[place:cut] + b"\r\n"
+        place = cut
+    data += b"0\r\n\r\n"
+    contents = [at[end] for text, end in zip(texts, ends[1:], strict=False) if text]
+    return texts, data, contents, sorted(draw(st.sets(st.integers(1, len(data) - 1), max_size=20)))
+
+
+@unhurried
+@given(packed=packed(), keep=st.booleans())
+def test_each_chunk_is_dated_by_the_read_that_completed_its_event_wherever_the_boundaries_fall(
+    packed: tuple[list[str], bytes, list[int], list[int]], keep: bool
+) -> None:
+    texts, data, contents, cuts = packed
+    reply = Reply(stream=True, keep=keep)
+    for place, cut in zip([0, *cuts], [*cuts, len(data)], strict=True):
+        reply.feed(data[place:cut], cut)  # the clock reads how much has been read
+    expected = [next(cut for cut in [*cuts, len(data)] if cut >= end) for end in contents]
+    assert list(reply.arrivals) == expected
+    assert (reply.outcome, reply.tokens, reply.received) == ("ok", 42, len(data))
+    assert reply.text == ("".join(texts) if keep else "")
+
+
+def test_events_that_come_together_are_each_counted() -> None:
+    data = wire([chunk(f" {n}") for n in range(50)], end=False)
+    head, body = data[: len(HEAD)], data[len(HEAD) :]
+    reply = Reply(stream=True)
+    reply.feed(head, 1)
+    reply.feed(body, 2)
+    reply.feed(body, 3)
+    assert len(reply.arrivals) == 100
+
+
+@pytest.mark.parametrize("size", [b"+1", b"0x", b"_"])
+def test_a_known_event_in_a_chunk_whose_size_is_none_is_not_passed_over(size: bytes) -> None:
+    known = wire([chunk("a")], end=False)[len(HEAD) :]
+    reply = Reply(stream=True)
+    for part in (HEAD, known, known, size + known):
+        reply.feed(part, 1)
+    assert (reply.outcome, len(reply.arrivals)) == ("inband_error", 2)
+
+
+def test_bytes_that_are_no_text_in_a_known_event_are_malformed() -> None:
+    known = json.dumps(chunk("MARK"), ensure_ascii=False).encode()
+    for keep in (False, True):
+        reply = Reply(stream=True, keep=keep)
+        reply.feed(wire([chunk("a"), chunk("b"), known.replace(b"MARK", b"\xff")], end=False), 1)
+        assert reply.outcome == "inband_error"
 
 
 @unhurried
