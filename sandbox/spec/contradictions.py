@@ -214,8 +214,8 @@ def _unreachable(expression: Expression, most: int) -> bool:
 
 def _too_few_samples(raw: dict[str, Any], room: str) -> Problems:
     """Percentiles for which this load cannot send enough requests; closed loops send as many as are answered."""
-    rate, lasting = reach(raw, "load", "arrivals", "rate"), _seconds(reach(raw, "load", "duration"))
-    if not isinstance(rate, int | float) or lasting is None or not isinstance(raw.get(room), dict):
+    expected = _expected(raw)
+    if expected is None or not isinstance(raw.get(room), dict):
         return []
     problems: Problems = []
     for text, thresholds in raw[room].items():
@@ -225,8 +225,27 @@ def _too_few_samples(raw: dict[str, Any], room: str) -> Problems:
                 needed = parse_expression(threshold, metric).samples_needed
             except (ValueError, TypeError):  # the model has said so, or `minSamples` says otherwise
                 continue
-            if metric in _PER_REQUEST and needed > _LUCK * rate * lasting:
-                words = f"needs {needed} samples, and this load sends about {rate * lasting:.0f} requests"
+            if metric in _PER_REQUEST and needed > _LUCK * expected:
+                words = f"needs {needed} samples, and this load sends about {expected:.0f} requests"
                 hint = "load for longer, ask for a lower percentile, or set minSamples"
                 problems.append(((room, text, position), f"{threshold} {words}; {hint}"))
     return problems
+
+
+def _expected(raw: dict[str, Any]) -> float | None:
+    """How many requests a rate or its stages send; None where the server or a trace decides."""
+    arrivals = reach(raw, "load", "arrivals")
+    rate, lasting = reach(arrivals, "rate"), _seconds(reach(raw, "load", "duration"))
+    if isinstance(rate, int | float):
+        return rate * lasting if lasting is not None else None
+    stages = reach(arrivals, "stages")
+    if not isinstance(stages, list) or not stages:
+        return None
+    sent, before = 0.0, 0.0
+    for stage in stages:
+        span, step, ramp = _seconds(reach(stage, "for")), reach(stage, "rate"), reach(stage, "rampTo")
+        if span is None or not isinstance(after := ramp if step is None else step, int | float):
+            return None  # the model has said so
+        sent += span * (after if step is not None else (before + after) / 2)
+        before = after
+    return sent
