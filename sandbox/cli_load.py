@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from sandbox.cli_output import Output, OutputOption, out, write_json
+from sandbox.cli_output import Output, OutputOption, out, table, write_json
 from sandbox.errors import UsageError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def load(
     output: OutputOption = Output.text,
 ) -> None:
     """Load any OpenAI-compatible URL and judge it: `sandbox load URL --rate 20 --for 60s --slo 'ttft: p(95)<=1s'`."""
-    between = _range(search) if search else None
+    between = _range(search, users, trace) if search else None
     arrivals = {"rate": between[0] if between else rate, "users": users, "trace": trace, "burstiness": burstiness}
     arrivals |= {"speed": speed, "think": think, "seed": seed, "maxInFlight": max_in_flight}
     arrivals["process"] = "closed" if users else "trace" if trace else process or ("gamma" if burstiness else "poisson")
@@ -168,7 +168,16 @@ def _look(wanted: Plan) -> None:
 
 
 def _find_limit(wanted: Plan, between: tuple[float, float], runs: Path, output: Output) -> None:
-    raise NotImplementedError
+    from sandbox import limit
+
+    _look(wanted)
+    folder, found = limit.find(wanted, between, runs)
+    if output is Output.json:
+        write_json({"folder": folder, **limit.as_json(found)})
+    else:
+        out.print(table(limit.COLUMNS, limit.rows(found)))
+        out.print(f"\n{limit.in_words(found)}\n  steps  {folder}", markup=False, soft_wrap=True)
+    raise typer.Exit(limit.exit_code(found))
 
 
 def _plan(text: str) -> Plan:
@@ -227,7 +236,9 @@ def _thresholds(option: str, given: list[str] | None) -> dict[str, list[str]]:
     return found
 
 
-def _range(text: str) -> tuple[float, float]:
+def _range(text: str, users: int | None, trace: str | None) -> tuple[float, float]:
+    if users or trace:
+        raise UsageError("--search looks for a rate: write it without --users and --trace", fix="leave them out")
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*\.\.\s*(\d+(?:\.\d+)?)\s*", text)
     low, high = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
     if not 0 < low < high:

@@ -15,6 +15,7 @@ from sandbox.images.recipe import recipe
 from sandbox.kube import guardrails, stacks
 from sandbox.spec import catalogue as files
 from sandbox.spec import profile as profiles
+from sandbox.spec import trace
 from sandbox.spec.attack import Attempt
 from sandbox.spec.base import KeyPath, Metadata, reach
 from sandbox.spec.cluster import ClusterSpec
@@ -245,6 +246,7 @@ def _mistakes(raw: Any) -> list[tuple[KeyPath, str]]:
     found += _shape_mistakes(shape.model if shape else None, raw, each("workloads"), each("faults"))
     named(("load", "profile"), profiles.resolve)
     _ = [named((*keys, "profile"), profiles.resolve) for keys in each("load", "mix")]
+    named(("load", "arrivals", "trace"), trace.resolve)
     _ = [named((*keys, "image"), recipe) for keys in each("workloads")]
     stack = named(("stack", "name"), stacks.load)
     found += _value_mistakes(stack, ("stack", "values"), reach(raw, "stack", "values"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from sandbox.spec import profile as profiles
+from sandbox.spec import trace
 from sandbox.spec.base import Strict
 from sandbox.spec.loadtest import Arrivals, Load, sendable
 from sandbox.spec.profile import Profile
@@ -90,6 +91,16 @@ def shares_for(load: Load, model: str) -> list[PlannedShare]:
     ]
 
 
+def rows_for(load: Load) -> list[Row]:
+    """Return the lines of the trace that a load replays, as far as it gets; none where it replays none.
+
+    Raises:
+        UsageError: the trace does not exist or is wrong; names each line.
+    """
+    wanted = load.arrivals
+    return trace.resolve(wanted.trace, load.duration * wanted.speed) if wanted.trace else []
+
+
 def plan_for(
     load: Load, timeline: Timeline, *, url: str, model: str, golden: str = "", tags: dict[str, str] | None = None
 ) -> LoadPlan:
@@ -104,6 +115,7 @@ def plan_for(
         shares=shares_for(load, model),
         locustfile=Path(load.locustfile).resolve() if load.locustfile else None,
         arrivals=load.arrivals,
+        rows=rows_for(load),
         duration=load.duration,
         timeout=load.timeout,
         idle_timeout=load.idle_timeout,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
@@ -16,6 +17,7 @@ from sandbox.spec.results import Window
 from sandbox.spec.slo import OUTCOMES
 
 WIDTH = 900
+CUT = 40  # characters of a name in a legend
 DASHES = {"baseline": [1, 0], "fault": [6, 3], "recovery": [2, 2]}
 # A phase narrower than this share of the load has no room for its name; the next one's would be written over it.
 _NAMED = 0.06
@@ -26,6 +28,26 @@ _SECONDS = (
     "datum.value == 0 ? '0' : datum.value < 0.001 ? format(datum.value * 1e6, '~r') + ' µs' : "
     "datum.value < 1 ? format(datum.value * 1e3, '~r') + ' ms' : format(datum.value, '~r') + ' s'"
 )
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One drawn chart.
+
+    Attributes:
+        title: what it shows.
+        svg: an `<svg>` element, safe to inline.
+        says: the figures in words, for those who do not see the picture.
+        caption: how to read it, and what was left out.
+        head, rows: the same as a table.
+    """
+
+    title: str
+    svg: str
+    says: str
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
 
 
 def over_time(chart: Any, found: Load, height: int, x_title: str | None = "seconds since the load began") -> Any:
@@ -152,6 +174,17 @@ def svg(chart: Any, rows: dict[str, list[dict[str, Any]]]) -> str:
 
 def _clamped(x: float, length: float) -> float:
     return min(max(x, 0.0), length)
+
+
+def told_windows(found: Load, windows: Sequence[Window]) -> str:
+    """When faults acted, in words."""
+    faults = [f"{plain(w.name)} from {between(found, w)}" for w in windows if w.kind == "fault"]
+    return f"Fault windows: {', '.join(faults)}." if faults else "No fault window."
+
+
+def stretch(start: float, end: float) -> str:
+    """Seconds of the load that a row of a table is about."""
+    return f"{start:g} to {round(end, 1):g}"
 
 
 def between(found: Load, window: Window) -> str:

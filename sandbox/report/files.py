@@ -12,6 +12,7 @@ from sandbox.errors import UsageError
 from sandbox.spec.results import Results
 
 RESULTS, JUNIT, HTML, INDEX = "results.json", "junit.xml", "report.html", "index.html"
+LOAD, METRICS = "load.json", "metrics.om"
 _MODE = 0o644
 
 

@@ -15,14 +15,18 @@ from sandbox.report.text import (
     MARK,
     MEANING,
     emulated,
+    labelled,
     machine,
     one_line,
+    percentile,
     plain,
     plural,
     rate,
+    recovered,
     seconds,
     share,
     urgency,
+    worth_showing,
 )
 from sandbox.spec.results import Check, Results
 
@@ -152,7 +156,10 @@ def _tally(results: Results) -> str:
 
 
 def _recovered(results: Results) -> str:
-    return f"Recovered in {seconds(results.time_to_recover)}." if results.time_to_recover is not None else ""
+    if results.time_to_recover is None:
+        return ""
+    told = recovered(results.time_to_recover)
+    return f"Recovered in {told}." if results.time_to_recover else f"{told.capitalize()}."
 
 
 def _ground(results: Results) -> list[str]:
@@ -177,16 +184,14 @@ def _figures(results: Results) -> list[str]:
         "| phase | requests | good | req/s | tokens/s | TTFT p50 | TTFT p99 | E2E p99 |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for summary in results.summaries:
-        ttft = summary.percentiles.get("ttft_intended") or summary.percentiles.get("ttft") or {}
-        e2e = summary.percentiles.get("e2e") or {}
+    for summary in worth_showing(results.summaries):
         cells = [
-            _text(summary.phase),
+            _text(labelled(summary)),
             f"{summary.requests:,}",
             share(summary.good_fraction),
             rate(summary.request_rate),
             rate(summary.token_rate),
-            *(seconds(value) for value in (ttft.get("p50"), ttft.get("p99"), e2e.get("p99"))),
+            *(percentile(summary, *which) for which in (("ttft_intended", 50), ("ttft_intended", 99), ("e2e", 99))),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", "<sub>TTFT: first token after the scheduled send.</sub>", ""]
+    return [*lines, "", "<sub>TTFT: first token after the scheduled send. A dash: too few samples to say.</sub>", ""]

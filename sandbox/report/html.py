@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sandbox.report import charts, pods, series, text
-from sandbox.report.charts import Chart
+from sandbox.report import charts, charts_pace, charts_share, pods, series, text
+from sandbox.report.drawing import Chart
 from sandbox.report.files import write_atomic
 from sandbox.report.series import Load
 from sandbox.spec.attack import LAYERS
@@ -87,7 +87,8 @@ def write_html(results: Results, events: Iterable[Event], path: Path) -> Path:
         workload_columns=pods.COLUMNS,
         workload_rows=pods.rows(results.workloads),
         workload_words=pods.said(results.workloads, _SAID),
-        overall=next((s for s in results.summaries if s.phase == "all"), None),
+        summaries=text.worth_showing(results.summaries),
+        overall=text.whole(results.summaries),
         lines=_LINES,
     )
     return write_atomic(path, content)
@@ -108,6 +109,9 @@ def environment() -> Environment:
         "seconds": text.seconds,
         "share": text.share,
         "rate": text.rate,
+        "percentile": text.percentile,
+        "recovered": text.recovered,
+        "labelled": text.labelled,
         "fact": text.fact,
         "emulated": text.emulated,
         "cut": lambda value: text.plain(value)[:_LINE_LIMIT],
@@ -115,7 +119,7 @@ def environment() -> Environment:
         "moment": _moment,
         "layer": lambda letter: LAYERS.get(letter, letter),
         "quoted": lambda value: shlex.quote(text.plain(value)),
-        "svg": Markup,  # only ever put to charts.Chart.svg
+        "svg": Markup,  # only ever put to drawing.Chart.svg
     }
     env.globals |= {"MARK": text.MARK, "MEANING": text.MEANING, "EMULATED": text.EMULATED, "plural": text.plural}
     return env
@@ -130,8 +134,9 @@ def _charts(found: Load, windows: Sequence[Window]) -> tuple[list[Chart], list[s
     problems: list[str] = []
     makers: list[Callable[[Load, Sequence[Window]], Chart | None]] = [
         charts.latency,
-        charts.throughput,
-        charts.distribution,
+        charts_share.distribution,
+        charts_pace.pace,
+        charts_pace.throughput,
     ]
     for make in makers:
         try:

@@ -104,12 +104,16 @@ def _properties(results: Results) -> dict[str, str]:
 
 
 def _figures(summary: Summary) -> dict[str, str]:
-    figures: dict[str, float | None] = {
-        "requests": summary.requests,
-        "good_request_fraction": summary.good_fraction,
-        "request_rate": summary.request_rate,
-        "token_rate": summary.token_rate,
-    }
+    """Every figure of a group, named as a selector names it: `fault.token_rate`, `all{tenant:red}.tpot_p99_seconds`."""
+    known = summary.model_dump(exclude={"phase", "tags", "outcomes", "percentiles", "good_fraction"})
+    figures: dict[str, float | None] = {key: value for key, value in known.items() if isinstance(value, int | float)}
+    figures |= {"good_request_fraction": summary.good_fraction}
+    figures |= {f"outcome_{name}": count for name, count in summary.outcomes.items()}
     for metric, values in summary.percentiles.items():
-        figures |= {f"{metric}_{name}_seconds": values.get(name) for name in ("p50", "p95", "p99")}
-    return {f"{summary.phase}.{key}": f"{value:.6g}" for key, value in figures.items() if value is not None}
+        figures |= {
+            f"{metric}_samples" if name == "count" else f"{metric}_{name}_seconds": value
+            for name, value in values.items()
+        }
+    tags = ",".join(f"{key}:{value}" for key, value in getattr(summary, "tags", {}).items())
+    group = f"{summary.phase}{{{tags}}}" if tags else summary.phase
+    return {f"{group}.{key}": f"{value:.6g}" for key, value in figures.items() if value is not None}

@@ -19,14 +19,18 @@ from sandbox.report.text import (
     MARK,
     MEANING,
     emulated,
+    labelled,
     machine,
     one_line,
+    percentile,
     plain,
     plural,
     rate,
+    recovered,
     seconds,
     share,
     urgency,
+    worth_showing,
 )
 from sandbox.spec.results import Check, Results, Status, Summary, WorkloadSummary
 
@@ -53,8 +57,8 @@ def render(results: Results, console: Console, folder: Path | None = None) -> No
     if results.workloads:
         parts += [Text(), placed(results.workloads, narrow=console.width < _NARROW)]
     if results.time_to_recover is not None:
-        told = f"recovered in {seconds(results.time_to_recover)}" if results.time_to_recover else "no request was hurt"
-        parts.append(Text(f"  {told}"))
+        told = recovered(results.time_to_recover)
+        parts.append(Text(f"  recovered in {told}" if results.time_to_recover else f"  {told}"))
     notes = [note for note in results.notes if note.startswith(("warning", "error"))]
     parts += [Text(f"  {one_line(note)}", style="yellow") for note in notes[:5]]
     parts.append(Text())
@@ -86,25 +90,26 @@ def label(status: Status) -> Text:
 
 
 def figures(summaries: list[Summary], *, narrow: bool) -> Table:
-    """Key figures, one row per phase; the narrow form fits 80 columns."""
+    """Key figures, one row per phase, and per tenant, model or profile where there are several.
+
+    The narrow form fits 80 columns. A percentile of too few samples is a dash.
+    """
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     table.add_column("  phase")
     columns = ["requests", "good", "req/s", "tok/s", "TTFT p50", "TTFT p99", "e2e p99"]
     columns += [] if narrow else ["TTFT p95", "TPOT p50", "TPOT p99"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
-    for summary in summaries:
-        ttft, tpot, e2e = (summary.percentiles.get(key) or {} for key in ("ttft_intended", "tpot", "e2e"))
-        ttft = ttft or summary.percentiles.get("ttft") or {}
-        cells = [ttft.get("p50"), ttft.get("p99"), e2e.get("p99")]
-        cells += [] if narrow else [ttft.get("p95"), tpot.get("p50"), tpot.get("p99")]
+    for summary in worth_showing(summaries):
+        wanted = [("ttft_intended", 50), ("ttft_intended", 99), ("e2e", 99)]
+        wanted += [] if narrow else [("ttft_intended", 95), ("tpot", 50), ("tpot", 99)]
         table.add_row(
-            Text(f"  {one_line(summary.phase, 20)}"),
+            Text(f"  {one_line(labelled(summary), 20 if narrow else 40)}"),
             f"{summary.requests:,}",
             share(summary.good_fraction),
             rate(summary.request_rate),
             rate(summary.token_rate),
-            *map(seconds, cells),
+            *(percentile(summary, metric, percent) for metric, percent in wanted),
         )
     return table
 

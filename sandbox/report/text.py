@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sandbox.spec.results import Status
+from sandbox.spec.results import Status, Summary
+from sandbox.spec.slo import Expression
 
 MARK: dict[Status, str] = {"pass": "✓", "fail": "✗", "invalid": "?"}
 MEANING: dict[Status, str] = {
@@ -72,6 +74,45 @@ def _three(value: float) -> str:
     """Three significant digits without an exponent."""
     size = abs(value)
     return f"{value:.0f}" if size >= _HUNDRED else f"{value:.1f}" if size >= _TEN else f"{value:.2f}"
+
+
+def enough(samples: float, percent: float) -> bool:
+    """Whether a percentile of so many samples means anything: 459 for the 99th, 90 for the 95th, as the judge asks."""
+    return samples >= Expression("", percent, "<=", 0.0).samples_needed
+
+
+def percentile(summary: Summary, metric: str, percent: int) -> str:
+    """A percentile of a summary, in words; an en dash where there are too few samples for it to mean anything."""
+    values = summary.percentiles.get(metric) or {}
+    return seconds(values.get(f"p{percent}") if enough(values.get("count") or 0, percent) else None)
+
+
+def recovered(value: float | None) -> str:
+    """How long users went without good answers after a fault: `1.24 s`, or that none of them noticed."""
+    return "no bad request" if value == 0 else seconds(value)
+
+
+def labelled(summary: Summary) -> str:
+    """Whose figures these are: the phase, or what the tags name: `tenant red`, `fault, model sim-8b`."""
+    tags: Mapping[str, str] = getattr(summary, "tags", {})
+    told = [f"{key} {value}" for key, value in tags.items()]
+    return ", ".join(told if summary.phase == "all" and told else [summary.phase, *told])
+
+
+def whole(summaries: Sequence[Summary]) -> Summary | None:
+    """That of the whole load."""
+    return next((s for s in summaries if s.phase == "all" and not getattr(s, "tags", {})), None)
+
+
+def worth_showing(summaries: Sequence[Summary]) -> list[Summary]:
+    """Those of the phases, then those by tags where a tag has several values: of one, they would say the same again."""
+    values: dict[str, set[str]] = {}
+    for summary in summaries:
+        for key, value in getattr(summary, "tags", {}).items():
+            values.setdefault(key, set()).add(value)
+    plain_ones = [summary for summary in summaries if not getattr(summary, "tags", {})]
+    several = [s for s in summaries if any(len(values[key]) > 1 for key in getattr(s, "tags", {}))]
+    return [*plain_ones, *several]
 
 
 def share(value: float | None) -> str:

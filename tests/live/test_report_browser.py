@@ -129,14 +129,29 @@ def test_the_fault_window_lies_where_the_fault_was(tab: chromium.Tab, pages: dic
           const plot = chart.querySelector('.role-axis-domain line, .role-axis-domain').getBoundingClientRect();
           return bands.map(b => [b.left - plot.left, b.width, plot.width]); })"""
     )
-    assert len(found[0]) == 1
-    assert len(found[1]) == 2
-    assert found[2] == []
-    left, width, whole = found[0][0]
-    assert left / whole == pytest.approx(20.0 / 60.3, abs=0.02)
-    assert width / whole == pytest.approx(11.0 / 60.3, abs=0.02)
+    assert [len(bands) for bands in found] == [2, 0, 1, 2], "in each panel over time, in no other"
+    for left, width, whole in (band for bands in found for band in bands):
+        assert left / whole == pytest.approx(20.0 / 60.3, abs=0.02)
+        assert width / whole == pytest.approx(11.0 / 60.3, abs=0.02)
     assert tab.ask("getComputedStyle(document.querySelector('[fill=\"var(--band)\"]')).fill") != "none"
     assert "pod.kill 20.0 to 31.0 s" in tab.ask("document.querySelector('.chart').textContent")
+
+
+def test_the_rates_drawn_are_those_of_the_table(tab: chromium.Tab, pages: dict[str, Path]) -> None:
+    """A line's height on the screen, against the figures under the chart."""
+    tab.look(1280, 900)
+    tab.open(pages["pass"])
+    line, twenty, fifteen = tab.ask(
+        """(() => {
+          const chart = [...document.querySelectorAll('figure')].find(f => f.innerText.startsWith('Rate asked'));
+          const line = chart.querySelector('.mark-line path[stroke="var(--c-first)"]');
+          const labels = [...chart.querySelectorAll('.role-axis-label text[text-anchor=end]')];
+          const at = text => { const found = labels.find(l => l.textContent === text).getBoundingClientRect();
+            return (found.top + found.bottom) / 2; };
+          const box = line.getBoundingClientRect();
+          return [(box.top + box.bottom) / 2, at('20'), at('15')]; })()"""
+    )
+    assert line == pytest.approx(twenty, abs=(fifteen - twenty) / 5), "20 a second were sent, all the time"
 
 
 def test_a_check_opens_by_mouse_and_by_keyboard_and_shows_its_evidence(
@@ -194,8 +209,9 @@ def test_a_screen_reader_gets_headings_in_order_named_charts_and_tables_with_hea
     names = [node["name"]["value"] for node in images if not node.get("ignored")]
     assert [name.split(".")[0] for name in names] == [
         "Latency over time",
+        "Latency distribution by phase",
+        "Rate asked and achieved",
         "Throughput over time",
-        "Share of attempted requests that had their first token in time, by phase",
     ]
 
 

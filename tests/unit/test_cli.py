@@ -290,7 +290,7 @@ def test_report_writes_the_files_anew_and_says_where(typed: Typed, tmp_path: Pat
     recorded(tmp_path, after=False)
     code, out, _ = typed("report", tmp_path)
     assert code == EXIT_PASS, "a report of a failure is no failure"
-    files = [tmp_path / name for name in ("results.json", "junit.xml", "report.html")]
+    files = [tmp_path / name for name in ("results.json", "junit.xml", "report.html", "metrics.om", "load.json")]
     assert set(out.split()) == set(map(str, files))
     for file in files:
         assert file.stat().st_size

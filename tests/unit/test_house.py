@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "attacks": {"spec", "timeline", "host", "images", "cluster", "kube"},
     "load": {"spec", "timeline"},
     "workloads": {"spec", "timeline", "kube"},
+    "search": {"spec"},
 }
 ALLOWED["plan"] = {*ALLOWED}
 ALLOWED["exercise"] = {*ALLOWED, "run"}  # `run` for its type only

@@ -18,6 +18,7 @@ from sandbox.report.junit import write_junit
 from sandbox.report.suite import write_suite
 from sandbox.report.write import write_all
 from sandbox.spec.results import Results
+from sandbox.timeline import ClientBeat, LoadFinished, LoadStarted, Request
 
 FAILING = Shape(breach=True, lost=20)
 
@@ -152,6 +153,20 @@ def test_the_stack_without_a_model_says_that_it_is_emulated_and_the_real_one_doe
     assert serving == {"llama-cpp": False, "vllm-sim": True}
 
 
+def test_the_step_summary_dashes_out_percentiles_of_too_few_samples() -> None:
+    row = {
+        line.split("|")[1].strip(): line.split("|") for line in markdown(judge(events())).splitlines() if "|" in line
+    }
+    assert row["all"][7].strip() == "668 ms"
+    assert row["fault"][6].strip() == "426 ms"
+    assert row["fault"][7].strip() == row["fault"][8].strip() == "\N{EN DASH}", "227 requests are too few for a p99"
+
+
+def test_the_step_summary_says_it_where_no_request_went_wrong() -> None:
+    assert "Recovered in 1.91 s." in markdown(judge(events()))
+    assert "No bad request." in markdown(judge(events(Shape(lost=0))))
+
+
 def test_annotations_stay_within_what_github_shows() -> None:
     results = judge(events(FAILING))
     bad = next(check for check in results.checks if check.status == "fail")
@@ -169,7 +184,7 @@ def test_one_file_that_cannot_be_written_does_not_cost_the_others(
     said: list[str] = []
     monkeypatch.setattr(write, "say", said.append)
     written = write_all(judge(events()), events(), tmp_path)
-    assert set(written) == {"results.json", "report.html"}
+    assert set(written) == {"results.json", "report.html", "load.json", "metrics.om"}
     assert all(path.stat().st_size > 1000 for path in written.values())
     assert len(said) == 1
     assert "junit.xml could not be written" in said[0]
@@ -179,8 +194,43 @@ def test_one_file_that_cannot_be_written_does_not_cost_the_others(
 def test_all_files_are_there_when_nothing_goes_wrong(tmp_path: Path) -> None:
     written = write_all(judge(events()), events(), tmp_path)
     assert {name: path.name for name, path in written.items()} == {
-        name: name for name in ("results.json", "junit.xml", "report.html")
+        name: name for name in ("results.json", "junit.xml", "report.html", "metrics.om", "load.json")
     }
+
+
+@pytest.mark.parametrize("name", ["metrics.om", "load.json", "report.html"])
+def test_each_file_can_fail_alone(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "x").touch()
+    said: list[str] = []
+    monkeypatch.setattr(write, "say", said.append)
+    written = write_all(judge(events()), events(), tmp_path)
+    assert {"results.json", "junit.xml", "report.html", "metrics.om", "load.json"} - set(written) == {name}
+    assert [name in text for text in said] == [True]
+
+
+def test_a_run_without_a_load_has_no_figures_of_one_but_its_verdict_as_a_metric(tmp_path: Path) -> None:
+    timeline = [event for event in events() if not isinstance(event, LoadStarted | LoadFinished | Request | ClientBeat)]
+    written = write_all(judge(timeline), timeline, tmp_path)
+    assert set(written) == {"results.json", "junit.xml", "report.html", "metrics.om"}
+    assert not (tmp_path / "load.json").exists()
+
+
+def test_junit_carries_tokens_and_how_many_samples_each_figure_is_of(tmp_path: Path) -> None:
+    results = judge(events(FAILING))
+    suite = _parsed(write_junit(results, tmp_path / "junit.xml"))[0]
+    found = {
+        each.get("name"): float(each.get("value") or 0)
+        for each in suite.iter("property")
+        if "." in each.get("name", "")
+    }
+    summaries = {summary.phase: summary for summary in results.summaries}
+    fault = summaries["fault"]
+    assert found["fault.token_rate"] == pytest.approx(fault.token_rate, rel=1e-4)
+    assert found["fault.tpot_p50_seconds"] == pytest.approx(fault.percentiles["tpot"]["p50"], rel=1e-4)
+    assert found["fault.icl_samples"] == fault.percentiles["icl"]["count"]
+    assert found["all.outcome_truncated"] == summaries["all"].outcomes["truncated"]
+    assert found["all.icl_max_seconds"] == pytest.approx(summaries["all"].percentiles["icl"]["max"], rel=1e-4)
 
 
 def test_a_suite_links_to_each_report_and_has_a_junit_suite_per_run(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_the_fault_window_is_drawn_and_named(whole: Whole) -> None:
 def test_charts_tell_their_figures_to_those_who_do_not_see_them(whole: Whole) -> None:
     _, text, _ = whole(Shape())
     told = re.findall(r'role="img" aria-label="([^"]+)"', text)
-    assert len(told) == 3
+    assert len(told) == 4
     assert "1,200 requests, 6 failed" in told[0]
     assert "pod.kill from 20.0 to 31.0 s" in told[0]
 
@@ -218,7 +218,7 @@ def test_a_run_of_one_request_gives_a_page_with_charts(outcome: str, tmp_path: P
     assert page.open == []
     assert "could not be drawn" not in text
     assert "NaN" not in text
-    assert text.count("<figure>") == (3 if outcome == "ok" else 2)
+    assert text.count("<figure>") == (4 if outcome == "ok" else 3)
 
 
 def test_fifty_thousand_requests_stay_a_small_file_that_says_what_it_left_out(whole: Whole) -> None:
@@ -233,7 +233,7 @@ def test_a_chart_that_cannot_be_drawn_does_not_cost_the_page(tmp_path: Path, mon
 
     monkeypatch.setattr(charts, "latency", broken)
     _, text, page = _whole(Shape(), tmp_path)
-    assert text.count("<figure>") == 2
+    assert text.count("<figure>") == 3
     assert "chart could not be drawn: RuntimeError: no <renderer>" in page.said
 
 

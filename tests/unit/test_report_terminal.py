@@ -13,6 +13,7 @@ from sandbox.report.suite import render_suite
 from sandbox.report.terminal import render
 from sandbox.spec.results import Results
 
+DASH = "\N{EN DASH}"
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]")
 
 
@@ -107,6 +108,25 @@ def test_in_a_workflow_what_is_printed_cannot_be_a_command(monkeypatch: pytest.M
     assert commands[0] == begin
     assert lines[commands[-1]] == f"::{token}::"
     assert len(commands) > 2, "the hostile headline has to try"
+
+
+def _rows(shown: str, *first: str) -> dict[str, list[str]]:
+    found = [re.split(r" {2,}", line.strip()) for line in shown.splitlines()]
+    return {cells[0]: cells for cells in found if cells[0] in first}
+
+
+def test_percentiles_of_too_few_samples_are_dashes() -> None:
+    rows = _rows(_shown(judge(events()), width=160), "all", "fault")
+    #                       phase, requests, good, req/s, tok/s, TTFT p50, p99, e2e p99, TTFT p95, TPOT p50, p99
+    assert rows["all"][6:] == ["668 ms", "878 ms", "509 ms", "18.7 ms", "23.5 ms"]
+    assert rows["fault"][5:] == ["426 ms", DASH, DASH, "682 ms", "18.3 ms", DASH], "227 requests: enough for p95 alone"
+
+
+def test_a_fault_that_no_user_noticed_is_said_in_words() -> None:
+    assert "recovered in 1.91 s" in _shown(judge(events()))
+    unnoticed = _shown(judge(events(Shape(lost=0)))).splitlines()
+    assert "  no bad request" in unnoticed
+    assert not [line for line in unnoticed if "recovered in" in line]
 
 
 def test_a_run_in_which_nothing_was_checked_says_so() -> None:

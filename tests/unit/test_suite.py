@@ -56,7 +56,7 @@ def test_a_run_is_judged_again_from_its_timeline_alone(tmp_path: Path) -> None:
     assert first.verdict == "fail"
     assert suite.replay(tmp_path) == first
     assert {"report.html", "junit.xml", "results.json"} <= {path.name for path in tmp_path.iterdir()}
-    assert len(suite.rewrite(tmp_path)) == 3
+    assert len(suite.rewrite(tmp_path)) == 5
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
