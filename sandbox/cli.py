@@ -16,7 +16,7 @@ from rich.console import Console
 from sandbox import __version__
 from sandbox.cli_gpu import gpu_app
 from sandbox.cli_images import images_app
-from sandbox.cli_load import load
+from sandbox.cli_load import BaselineOption, load
 from sandbox.cli_output import Output, OutputOption, out, table, write_json
 from sandbox.errors import EXIT_FAIL, EXIT_INVALID, SandboxError, UsageError
 
@@ -208,6 +208,7 @@ def run(
     keep: Annotated[bool, typer.Option("--keep", help="Leave cluster and stack as they are in the end.")] = False,
     cluster_name: Annotated[str | None, typer.Option("--cluster-name", help="Run on a cluster of this name.")] = None,
     allow_changes: Annotated[bool, typer.Option(help="Leave to change a `provider: existing` cluster.")] = False,
+    baseline: BaselineOption = None,
     runs: RunsOption = Path("runs"),
     output: OutputOption = Output.text,
 ) -> None:
@@ -223,7 +224,7 @@ def run(
         for each in plans:
             out.print(each.in_words(), markup=False, soft_wrap=True)
         return
-    options = Options(runs=runs, keep=keep, allow_changes=allow_changes, cluster_name=cluster_name)
+    options = Options(runs=runs, keep=keep, allow_changes=allow_changes, cluster_name=cluster_name, baseline=baseline)
     outcomes = suite.execute_all(plans, options)
     if output is Output.json:
         write_json([each.results.model_dump(mode="json", by_alias=True) for each in outcomes])

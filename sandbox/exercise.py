@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from sandbox.progress import say
 from sandbox.spec.loadtest import Endpoint, Load
 from sandbox.spec.scenario import FaultUse
 from sandbox.timeline import AttackEvent, Note
+from sandbox.watch import Watch
 
 if TYPE_CHECKING:
     from sandbox.run import Run
@@ -32,7 +34,7 @@ def exercise(run: Run) -> None:
     if scenario.load is None and not scenario.workloads:
         return
     # Left from the inside out: first everybody is told to stop, then the pool waits for those who do.
-    most = len(run.plan.faults) + len(scenario.workloads) + 2
+    most = len(run.plan.faults) + len(scenario.workloads) + 3
     with ThreadPoolExecutor(max_workers=most, thread_name_prefix="exercise") as pool, ExitStack() as halt:
         process = None
         begun = run.timeline.now()
@@ -49,8 +51,13 @@ def exercise(run: Run) -> None:
             _finish(run, work)
         else:
             work.append(pool.submit(_attack, run, begun, scenario.load.duration))
+            watch = Watch(scenario, run.timeline, process.end)
+            over = threading.Event()
+            halt.callback(over.set)
+            work.append(pool.submit(watch.run, over))
             code = process.wait(scenario.load.duration + scenario.load.timeout + _LOAD_SLACK)
-            if code:
+            over.set()
+            if code or watch.aborted:
                 run.stop.set()
             _finish(run, work)
             if code:

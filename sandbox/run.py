@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from sandbox import __version__, cluster, errors, images, probes, workloads
+from sandbox import __version__, baseline, cluster, errors, images, probes, workloads
 from sandbox.cluster import Cluster, Owner
 from sandbox.errors import SandboxError, Unproven
 from sandbox.exercise import exercise
@@ -28,7 +28,7 @@ from sandbox.plan import Plan
 from sandbox.progress import say, step
 from sandbox.report.write import write_all
 from sandbox.spec.results import Results
-from sandbox.timeline import Fact, PhaseChanged, Probed, RunStarted, Timeline, read, wall_now
+from sandbox.timeline import BaselineSamples, Fact, PhaseChanged, Probed, RunStarted, Timeline, read, wall_now
 
 _STEADY_SECONDS = 30.0
 _DETAILS = 3
@@ -242,18 +242,22 @@ def execute(plan: Plan, options: Options) -> Outcome:
 
     Raises:
         ClusterError: another run uses the cluster; there is no run then.
+        UsageError: the baseline cannot be compared; there is no run then.
     """
+    earlier = baseline.samples_for(plan.scenario, options.baseline) if options.baseline else []
     with cluster.lease(options.cluster_name or plan.shape) if plan.cluster else nullcontext():
-        return _execute(plan, options)
+        return _execute(plan, options, earlier)
 
 
-def _execute(plan: Plan, options: Options) -> Outcome:
+def _execute(plan: Plan, options: Options, earlier: list[BaselineSamples]) -> Outcome:
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{plan.scenario.metadata.name}-{uuid.uuid4().hex[:4]}"
     folder = options.runs / run_id
     folder.mkdir(parents=True)
     with Timeline(folder / "timeline.jsonl") as log, ExitStack() as undo:
         run = Run(plan=plan, options=options, folder=folder, timeline=log, undo=undo)
         log.append(_beginning(run, run_id))
+        for samples in earlier:
+            log.append(samples)
         error = _through(run)
         left = _unwound(run)
         if left is not None:  # a run that could not clean up after itself is no pass, in every file of it

@@ -281,6 +281,25 @@ class Timeline:
         self.close()
 
 
+class Follower:
+    """Reads a timeline that is being written: each call gives what was appended since, never half a line."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin at the start of `path`."""
+        self._path = path
+        self._place = 0
+
+    def read(self) -> Iterator[Event]:
+        """Yield the events that came since the last call."""
+        with self._path.open("rb") as file:
+            file.seek(self._place)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._place += len(line)
+                yield _ADAPTER.validate_json(line)
+
+
 def wall_now() -> str:
     """UTC now, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -15,6 +15,7 @@ from sandbox.judge.attacks import attack_checks
 from sandbox.judge.thresholds import threshold_checks
 from sandbox.judge.workloads import workload_checks
 from sandbox.metrics import pods
+from sandbox.metrics.summary import summarise
 from sandbox.spec.results import Check, Results, Status, worst
 from sandbox.spec.scenario import Named, Scenario
 from sandbox.timeline import Event, Fact, FaultEvent, Note, PhaseChanged, Probed, RunStarted
@@ -55,7 +56,7 @@ def judge(events: Iterable[Event]) -> Results:
         headline=_headline(verdict, checks),
         checks=checks,
         windows=rec.windows,
-        summaries=metrics.summarise(rec),
+        summaries=summarise(rec),
         workloads=pods.summarise(rec.pods),
         time_to_recover=_finite(metrics.time_to_recover(rec)),
         facts={event.about: event.values for event in timeline if isinstance(event, Fact)},

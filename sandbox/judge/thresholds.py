@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sandbox import metrics
 from sandbox.judge.workloads import witnesses as pod_witnesses
@@ -12,14 +12,20 @@ from sandbox.metrics import Record
 from sandbox.spec.results import Check, Status
 from sandbox.spec.scenario import Scenario
 from sandbox.spec.slo import METRICS, Expression, Selector, Slo, Threshold, parse_expression, parse_selector
-from sandbox.timeline import Event, LoadFinished, Request
+from sandbox.timeline import BaselineSamples, Event, LoadAborted, LoadFinished, LoadStarted, Request
 
 # Held against every run that has a load, unless the scenario's own `validity` names the metric.
-DEFAULT_VALIDITY: Slo = {"client_lag": [Threshold(threshold="p(99)<=10ms")]}
+DEFAULT_VALIDITY: Slo = {
+    "client_lag": [Threshold(threshold="p(99)<=10ms")],
+    "client_added": [Threshold(threshold="p(99)<=5ms")],
+    "sched_lag": [Threshold(threshold="p(99)<=50ms", min_samples=1)],
+    "client_cpu": [Threshold(threshold="value<=0.95")],
+}
 _EVIDENCE_LINES = 8
 _EVIDENCE_OF_A_PASS = 3
 _BOTTLENECK = {
-    "requests": "; the load client or its machine was the bottleneck: lower the rate, or give it more CPU",
+    "requests": "; the load client or its machine was the bottleneck: lower the rate, share the load among more "
+    "`workers.processes`, or run it where cores are free",
     "workloads": "; what the run was to measure rests on it",
 }
 _NOTHING = {
@@ -31,40 +37,71 @@ _NOTHING = {
 def threshold_checks(scenario: Scenario, timeline: Sequence[Event], rec: Record) -> list[Check]:
     """One check per threshold, and of a load whether its client came to its end."""
     finished = next((event for event in timeline if isinstance(event, LoadFinished)), None)
+    aborted = next((event for event in timeline if isinstance(event, LoadAborted)), None)
+    earlier = {event.selector: event for event in timeline if isinstance(event, BaselineSamples)}
     whole = finished is not None and not finished.aborted
-    defaults = DEFAULT_VALIDITY if scenario.load else {}
+    defaults = _defaults(timeline) if scenario.load else {}
     validity = {**{k: v for k, v in defaults.items() if k not in scenario.validity}, **scenario.validity}
     checks = []
     for is_validity, slo in ((False, scenario.slo), (True, validity)):
         for text, thresholds in slo.items():
-            found = [_threshold_check(rec, text, threshold, validity=is_validity) for threshold in thresholds]
+            found = [check_threshold(rec, text, each, earlier, validity=is_validity) for each in thresholds]
             of_requests = METRICS[parse_selector(text).metric].of == "requests"
             if of_requests and scenario.load is None:
                 continue
-            checks += [_cut_short(each) for each in found] if of_requests and not whole else found
-    return [*checks, *([_client_check(finished, len(rec.requests))] if scenario.load else [])]
+            checks += [_cut_short(each, aborted) for each in found] if of_requests and not whole else found
+    return [*checks, *([_client_check(finished, aborted, len(rec.requests))] if scenario.load else [])]
 
 
-def _cut_short(check: Check) -> Check:
-    """A load that did not come to its planned end breaks no promise: its figures are those of another load."""
+def _defaults(timeline: Sequence[Event]) -> Slo:
+    """Those of before the client was calibrated in every run are judged without it; else no figure is no pass."""
+    started = next((event for event in timeline if isinstance(event, LoadStarted)), None)
+    calibrated = started is None or started.asked.get("calibrated", False)
+    return {name: slo for name, slo in DEFAULT_VALIDITY.items() if calibrated or name != "client_added"}
+
+
+def check_threshold(
+    rec: Record,
+    text: str,
+    threshold: Threshold,
+    earlier: Mapping[str, BaselineSamples] | None = None,
+    *,
+    validity: bool = False,
+) -> Check:
+    """Hold one threshold of the selector `text` against a record; `earlier`: samples of a baseline, by selector."""
+    selector = parse_selector(text)
+    expression = parse_expression(threshold.threshold, selector.metric)
+    if expression.relative:
+        return _regression_check(rec, selector, expression, threshold, (earlier or {}).get(str(selector)))
+    return _threshold_check(rec, selector, expression, threshold, validity=validity)
+
+
+def _cut_short(check: Check, aborted: LoadAborted | None) -> Check:
+    """A load that did not come to its planned end breaks no promise: its figures are those of another load.
+
+    But for the threshold that ended it: that was broken, and was meant to end it.
+    """
+    if aborted is not None and check.id == aborted.threshold:
+        reason = f"was {aborted.observed} at {aborted.t:.1f} s, and ended the load (abortOnFail)"
+        return check.model_copy(update={"status": "fail", "observed": aborted.observed, "reason": reason})
     if check.status != "fail":
         return check
     return check.model_copy(update={"status": "invalid", "reason": f"{check.reason}, in a load that was cut short"})
 
 
-def _client_check(finished: LoadFinished | None, recorded: int) -> Check:
+def _client_check(finished: LoadFinished | None, aborted: LoadAborted | None, recorded: int) -> Check:
     """The load client came to its planned end and wrote down every request it attempted."""
     reason = ""
     if finished is None:
         reason = "the load client crashed or was killed; see load.log beside the timeline"
-    elif finished.aborted:
+    elif finished.aborted and aborted is None:
         reason = f"the load was ended early: {finished.aborted}"
     elif finished.attempted != recorded:
         reason = f"it attempted {finished.attempted} requests and the timeline holds {recorded}: evidence is missing"
     return Check(
         id="validity/load-client",
         group="validity",
-        title="the load client ran to its end",
+        title="the load client ran to its end" if aborted is None else "the load client ended when it was told to",
         status="invalid" if reason else "pass",
         observed=f"{recorded} requests in the timeline" if finished else "it never said that it finished",
         expected="load.finished, and every request attempted in the timeline",
@@ -74,9 +111,49 @@ def _client_check(finished: LoadFinished | None, recorded: int) -> Check:
     )
 
 
-def _threshold_check(rec: Record, text: str, threshold: Threshold, *, validity: bool) -> Check:
-    selector = parse_selector(text)
-    expression = parse_expression(threshold.threshold, selector.metric)
+def _regression_check(
+    rec: Record, selector: Selector, expression: Expression, threshold: Threshold, earlier: BaselineSamples | None
+) -> Check:
+    """This run against an earlier one, with a stated confidence."""
+    check = Check(
+        id=threshold_id(selector, threshold),
+        group="slo",
+        title=f"{selector} {threshold.threshold}",
+        status="invalid",
+        observed="no baseline",
+        expected=f"{threshold.threshold}, {threshold.confidence:.0%} confidence",
+        reason="there is nothing to hold it against: give an earlier run's folder with --baseline",
+    )
+    if earlier is None:
+        return check
+    from sandbox.judge import regression  # noqa: PLC0415 - scipy takes most of a second to import
+
+    now = metrics.samples(rec, selector, expression)
+    found = regression.compare(selector.metric, expression, now, earlier.samples, threshold.confidence)
+    evidence = [f"baseline: run {earlier.run_id}, {len(earlier.samples)} samples", *(found.evidence if found else [])]
+    many = f"{len(now)} samples, and {len(earlier.samples)} of the baseline,"
+    if found is None:
+        reason = f"{many} are too few to compare: load for longer"
+        return check.model_copy(update={"observed": "no data", "samples": len(now), "reason": reason})
+    unit = "" if METRICS[selector.metric].kind == "trend" else " points"
+    shown = f"{found.change:+.1%}{unit} (between {found.low:+.1%} and {found.high:+.1%})"
+    reasons = {
+        "pass": "",
+        "fail": f"worse than the baseline by more than is allowed: {shown}",
+        "invalid": f"{many} cannot tell: {shown}; load for longer, or allow more",
+    }
+    told = {"status": found.status, "observed": shown, "samples": len(now), "evidence": evidence}
+    return check.model_copy(update={**told, "reason": reasons[found.status]})
+
+
+def threshold_id(selector: Selector, threshold: Threshold, *, validity: bool = False) -> str:
+    """What a threshold's check is called."""
+    return f"{'validity' if validity else 'slo'}/{selector}/{threshold.threshold.replace(' ', '')}"
+
+
+def _threshold_check(
+    rec: Record, selector: Selector, expression: Expression, threshold: Threshold, *, validity: bool
+) -> Check:
     seen = metrics.observe(rec, selector, expression)
     needed = threshold.min_samples or expression.samples_needed
     status: Status = "pass"
@@ -98,7 +175,7 @@ def _threshold_check(rec: Record, text: str, threshold: Threshold, *, validity: 
         if validity:
             reason += _BOTTLENECK[METRICS[selector.metric].of]
     return Check(
-        id=f"{'validity' if validity else 'slo'}/{selector}/{threshold.threshold.replace(' ', '')}",
+        id=threshold_id(selector, threshold, validity=validity),
         group="validity" if validity else "slo",
         title=f"{selector} {threshold.threshold}",
         status=status,

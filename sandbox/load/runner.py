@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -10,12 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-from sandbox.errors import DeadlineExceeded, Unproven
+from sandbox.errors import DeadlineExceeded, Unproven, UsageError
 from sandbox.load.plan import LoadPlan
 from sandbox.timeline import Timeline
 
 START_WITHIN = 60.0
-_STOP_SLACK = 5.0
+_EACH_WITHIN = 20.0  # workers start at the same time, on cores that others use too
+_STOP_SLACK = 10.0
+_LOADS_WITHIN = 60.0
 _LOG_LINES = 20
 
 
@@ -58,13 +61,17 @@ class LoadProcess:
         self._close()
         return code
 
+    def end(self) -> None:
+        """Ask it to end early, as `stop` does, and do not wait for it."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
     def stop(self) -> int:
         """End it early and return the exit code.
 
         No request starts any more, those in flight get the plan's grace, the rest is cut and not counted.
         """
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+        self.end()
         try:
             self._process.wait(self._grace + _STOP_SLACK)
         except subprocess.TimeoutExpired:
@@ -92,8 +99,10 @@ def start(plan: LoadPlan, timeline: Timeline) -> LoadProcess:
     after its planned end. The API key goes along in the environment only.
 
     Raises:
+        UsageError: the plan's locustfile cannot be run.
         Unproven: it did not come up; the message holds the end of its log.
     """
+    within = START_WITHIN + _EACH_WITHIN * (plan.processes - 1)
     folder = timeline.path.resolve().parent
     plan_file, log = folder / "load-plan.json", folder / "load.log"
     plan_file.write_text(plan.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
@@ -108,14 +117,14 @@ def start(plan: LoadPlan, timeline: Timeline) -> LoadProcess:
             start_new_session=True,  # Ctrl-C is for the main process, which then stops the load in order
         )
     try:
-        started_at = _started(process)
+        started_at = _started(process, within)
     except BaseException:
         LoadProcess(process, plan, log, 0.0).kill()
         raise
     if started_at is None:
         LoadProcess(process, plan, log, 0.0).kill()
         raise Unproven(
-            f"the load process did not come up within {START_WITHIN:g} s (exit code {process.returncode})",
+            f"the load process did not come up within {within:g} s (exit code {process.returncode})",
             where=str(log),
             details=tail(log),
             fix="look into its log",
@@ -128,18 +137,49 @@ def tail(log: Path) -> list[str]:
     return log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:] if log.is_file() else []
 
 
-def _started(process: subprocess.Popen[bytes]) -> float | None:
-    """Read `started <t>` from the process; None: it ended or said nothing in time."""
+def check_locustfile(path: Path) -> None:
+    """Prove that a locustfile loads and has users, in a process of its own: loading it patches the interpreter.
+
+    Raises:
+        UsageError: it does not, or takes longer than a minute; says where.
+    """
+    command = [sys.executable, "-P", "-m", "sandbox.load.worker", "--check", str(path.resolve())]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LOADS_WITHIN, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UsageError(f"does not load within {_LOADS_WITHIN:g} s", where=str(path)) from error
+    said(done.stdout.decode())
+    if done.returncode:
+        log = done.stderr.decode(errors="replace").splitlines()[-_LOG_LINES:]
+        raise UsageError(f"does not load: exit code {done.returncode}", where=str(path), details=log)
+
+
+def _started(process: subprocess.Popen[bytes], within: float) -> float | None:
+    """Read `started <t>` from the process; None: it ended or said nothing in time.
+
+    Raises:
+        UsageError: it refused.
+    """
     if process.stdout is None:
         return None
-    deadline = time.monotonic() + START_WITHIN
-    said = b""
-    while not said.endswith(b"\n"):
+    deadline = time.monotonic() + within
+    heard = b""
+    while not heard.endswith(b"\n"):
         if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
             return None
         piece = os.read(process.stdout.fileno(), 4096)
         if not piece:
             return None
-        said += piece
-    word, _, number = said.decode().strip().partition(" ")
-    return float(number) if word == "started" else None
+        heard += piece
+    return said(heard.decode())
+
+
+def said(line: str) -> float | None:
+    """When the load starts, where the line says so; a refusal is raised as it was."""
+    word, _, rest = line.strip().partition(" ")
+    if word == "refused":
+        what, where, fix, details = json.loads(rest)
+        raise UsageError(what, where=where, fix=fix, details=details)
+    return float(rest) if word == "started" else None

@@ -8,16 +8,22 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Callable
 from itertools import count
+from typing import ClassVar, Protocol
 
 import gevent
 from gevent.event import Event
 from gevent.pool import Group
+from locust import User, task
 from locust.env import Environment
+from locust.exception import StopUser
 
 from sandbox.load.arrivals import schedule
+from sandbox.load.canary import Canary
 from sandbox.load.client import Client, Limits, resolve
 from sandbox.load.green import read_green
+from sandbox.load.outcome import RequestFailed
 from sandbox.load.plan import LoadPlan, PlannedShare
 from sandbox.load.record import Pulse, Recorder
 from sandbox.load.traffic import Answer, Conversation, Traffic, Turn
@@ -25,10 +31,45 @@ from sandbox.load.traffic import Answer, Conversation, Traffic, Turn
 _AFTER_FAILURE = 0.1
 _JOIN_STEP = 0.1
 _SLACK = 1.0
+_LOOK = 0.05
 
 
-class RequestFailed(Exception):
-    """What Locust is told of a request whose outcome was not `ok`."""
+class Playing(Protocol):
+    """One process's part of a load, whoever decides what is sent: a plan, or a locustfile of the user's own.
+
+    Attributes:
+        stopping: set when the load is ended early.
+        over: set when no further request may start.
+        done: set when everything has ended.
+        crashed: what broke this client itself, if something did.
+        aborted: why the load was ended early; empty: it was not.
+    """
+
+    stopping: Event
+    over: Event
+    done: Event
+    crashed: BaseException | None
+    aborted: str
+
+    @property
+    def attempted(self) -> int:
+        """Requests written so far."""
+
+    @property
+    def left_out(self) -> int:
+        """Requests in flight that an early stop cut; not counted as requests."""
+
+    def start(self, t0: int, first_user: int = 0) -> None:
+        """The load begins at clock reading `t0`; `first_user`: how many users other processes have before ours."""
+
+    def stop(self, why: str) -> None:
+        """Start no further request; `why` goes into the timeline."""
+
+    def settle(self) -> None:
+        """Return when everything has ended, or was ended."""
+
+    def pulse(self) -> None:
+        """Beat until everything has ended."""
 
 
 class Session:
@@ -59,9 +100,10 @@ class Session:
         self._traffic = Traffic(plan.shares, plan.arrivals.seed)
         self._flight = Group()
         self._numbers = count(self._index + 1, self._of)
-        self._users = count(self._index, self._of)
+        self._users = count()
         self._active = 0
         self._left_out = 0
+        self._first_user = 0
         self.t0 = 0
 
     def _client(self, share: PlannedShare) -> Client:
@@ -81,9 +123,15 @@ class Session:
         """Requests in flight that an early stop cut; not counted as requests."""
         return self._left_out
 
-    def start(self, t0: int) -> None:
-        """Let the users go; the first arrival lies at clock reading `t0`."""
+    @property
+    def attempted(self) -> int:
+        """Requests written so far, dropped ones included."""
+        return self.recorder.attempted
+
+    def start(self, t0: int, first_user: int = 0) -> None:
+        """Let the users go; the first arrival lies at clock reading `t0`. `first_user`: users before ours elsewhere."""
         self.t0 = t0
+        self._first_user = first_user
         self.go.set()
 
     def stop(self, why: str) -> None:
@@ -100,7 +148,7 @@ class Session:
             if self.plan.arrivals.users is None:
                 self._open_loop()
             else:
-                self._closed_loop(next(self._users))
+                self._closed_loop(self._first_user + next(self._users))
         except Exception as error:  # noqa: BLE001 - Locust would log it and start over
             self._broke(error)
 
@@ -142,7 +190,9 @@ class Session:
         self.over.set()
 
     def settle(self) -> None:
-        """No request starts any more: wait for those in flight, within their own limits."""
+        """Wait for the users, then for what is in flight, within its own limits."""
+        if self._environment.runner is not None:
+            gevent.joinall(list(self._environment.runner.user_greenlets))
         self.over.set()
         limit = time.monotonic() + self.plan.timeout + _SLACK
         while self._flight and time.monotonic() < limit and not self.stopping.is_set():
@@ -155,11 +205,7 @@ class Session:
 
     def pulse(self) -> None:
         """Beat until everything has ended."""
-        pulse = Pulse(self.recorder, lambda: self._active)
-        while not self.done.is_set():
-            gevent.sleep(max(0.0, (pulse.due - time.monotonic_ns()) / 1e9))
-            pulse.beat(time.monotonic_ns())
-        pulse.flush()
+        beat(self.plan, self.recorder, lambda: self._active, self.done)
 
     def _until(self, due: int) -> bool:
         """Wait for clock reading `due`; False: stop instead. Lets others run even when it is already late."""
@@ -220,6 +266,49 @@ class Session:
             name=self.plan.shares[share].tags["profile"],
             response_time=milliseconds,
             response_length=length,
-            exception=None if outcome == "ok" else RequestFailed(outcome),  # few kinds: Locust keeps each for ever
+            exception=None if outcome == "ok" else RequestFailed(outcome),
             context={"outcome": outcome, "detail": detail},
         )
+
+
+class PlannedUser(User):
+    """Locust spawns, counts and stops it; what it sends is the session's.
+
+    Open loop: the only one of its process, which starts every request at its time. Closed loop: one of several that
+    wait for their answers.
+    """
+
+    session: ClassVar[Session]
+
+    @task
+    def follow_the_plan(self) -> None:
+        """Do all of it, once."""
+        self.session.follow_the_plan()
+        raise StopUser
+
+
+def gather(environment: Environment, users: int, within: float) -> bool:
+    """Have Locust spawn `users` of a planned load, here or on its workers; False: not in `within` seconds."""
+    runner = environment.runner
+    if runner is None:
+        return False
+    deadline = time.monotonic() + within
+    starting = gevent.spawn(runner.start, users, spawn_rate=users)  # a master's start returns only when all are there
+    while runner.user_count != users or not starting.ready():
+        if time.monotonic() > deadline:
+            return False
+        gevent.sleep(_LOOK)
+    return True
+
+
+def beat(plan: LoadPlan, recorder: Recorder, in_flight: Callable[[], int], done: Event) -> None:
+    """Write this process's pulse until `done`; streams of the golden server fly along where the plan names one."""
+    canary = Canary(plan.golden) if plan.golden else None
+    flight = gevent.spawn(canary.fly, done) if canary else None
+    pulse = Pulse(recorder, in_flight, canary.take if canary else list)
+    while not done.is_set():
+        gevent.sleep(max(0.0, (pulse.due - time.monotonic_ns()) / 1e9))
+        pulse.beat(time.monotonic_ns())
+    if flight is not None:
+        flight.join()
+    pulse.flush()

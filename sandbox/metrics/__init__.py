@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +11,12 @@ import numpy as np
 
 from sandbox.metrics import pods as pods_
 from sandbox.metrics.pods import Pods
-from sandbox.spec.results import Summary, Window
+from sandbox.spec.results import Window
 from sandbox.spec.slo import METRICS, OF_ALL_NODES, OUTCOMES, Expression, Selector
 from sandbox.timeline import ClientBeat, Event, FaultEvent, LoadFinished, LoadStarted, PhaseChanged, Request
 
 # Written while and after a run is judged: to judge it again must give the same.
 _AFTERWARDS = ("judge", "report", "clean up")
-_TRENDS = ("ttft", "ttft_intended", "tpot", "icl", "e2e", "sched_lag")
 
 
 @dataclass(frozen=True)
@@ -192,6 +190,16 @@ def received(request: Request) -> int:
     return request.chunks if request.tokens is None else request.tokens
 
 
+def samples(rec: Record, selector: Selector, expression: Expression) -> list[float]:
+    """What two runs are compared by: the samples of a time, or a 1 or 0 for each request of a share."""
+    requests = select(rec, selector)
+    if selector.metric == "good_request_fraction":
+        return [float(is_good(request, rec.limits)) for request in requests]
+    if METRICS[selector.metric].kind == "count" and expression.aggregation == "rate":
+        return [float(request.outcome == selector.metric) for request in requests]
+    return trend(requests, selector.metric)
+
+
 @dataclass(frozen=True)
 class Observed:
     """One figure. `value` None: there is nothing to say it of."""
@@ -207,7 +215,8 @@ def observe(rec: Record, selector: Selector, expression: Expression) -> Observed
         return _of_pods(rec.pods, selector, expression)
     whole_run = {
         "time_to_recover": lambda: Observed(time_to_recover(rec), len(rec.requests)),
-        "client_lag": lambda: _lag(rec.beats, expression),
+        "client_lag": lambda: _worst_known([(beat.lag, beat.beats) for beat in rec.beats], expression),
+        "client_added": lambda: _worst_known([(beat.added, beat.calibrated) for beat in rec.beats], expression),
         "client_cpu": lambda: Observed(max((beat.cpu for beat in rec.beats), default=None), len(rec.beats)),
     }
     if name in whole_run:
@@ -217,10 +226,10 @@ def observe(rec: Record, selector: Selector, expression: Expression) -> Observed
         return _count(requests, name, expression)
     if METRICS[name].kind == "trend":
         values = trend(requests, name)
-        return Observed(_aggregate(values, expression), len(values))
+        return Observed(aggregate(values, expression), len(values))
     if name == "good_request_fraction":
         return Observed(good_fraction(requests, rec.limits), len(requests))
-    return Observed(_rate(requests, name, _span(rec, selector.tags.get("phase"))), len(requests))
+    return Observed(rate(requests, name, span(rec, selector.tags.get("phase"))), len(requests))
 
 
 def _of_pods(pods: Pods, selector: Selector, expression: Expression) -> Observed:
@@ -237,7 +246,7 @@ def _of_pods(pods: Pods, selector: Selector, expression: Expression) -> Observed
         return Observed(count / asked if expression.aggregation == "rate" else float(count), asked)
     if name == "scheduling_seconds":
         values = pods_.seconds(found)
-        return Observed(_aggregate(values, expression), len(values))
+        return Observed(aggregate(values, expression), len(values))
     figures: dict[str, float | None] = {
         "scheduling_rate": pods_.scheduling_rate(found),
         "nodes_used": float(len(pods_.nodes_used(found))),
@@ -254,7 +263,8 @@ def _count(requests: Sequence[Request], name: str, expression: Expression) -> Ob
     return Observed(count / len(requests) if expression.aggregation == "rate" else float(count), len(requests))
 
 
-def _aggregate(values: Sequence[float], expression: Expression) -> float | None:
+def aggregate(values: Sequence[float], expression: Expression) -> float | None:
+    """Put samples together as an expression's left side does; None of nothing."""
     if expression.aggregation == "count":
         return float(len(values))
     if not values:
@@ -265,11 +275,15 @@ def _aggregate(values: Sequence[float], expression: Expression) -> float | None:
     return float(functions[expression.aggregation](values))
 
 
-def _lag(beats: Sequence[ClientBeat], expression: Expression) -> Observed:
-    """Each beat line carries its second's worst lags only; the others were below them, so count them as the least."""
-    values = [lag for beat in beats for lag in beat.lag]
-    hidden = [min(beat.lag) for beat in beats if beat.lag for _ in range(beat.beats - len(beat.lag))]
-    return Observed(_aggregate(values + hidden, expression), len(values) + len(hidden))
+def _worst_known(beats: Iterable[tuple[Sequence[float], int]], expression: Expression) -> Observed:
+    """Each beat line carries its second's worst figures only; the others were below them, so count them as the least.
+
+    `beats`: the worst of each second, and how many there were.
+    """
+    beats = list(beats)
+    values = [value for worst, _ in beats for value in worst]
+    hidden = [min(worst) for worst, count in beats if worst for _ in range(count - len(worst))]
+    return Observed(aggregate(values + hidden, expression), len(values) + len(hidden))
 
 
 def good_fraction(requests: Sequence[Request], limits: dict[str, float]) -> float | None:
@@ -309,43 +323,17 @@ def _recoveries(rec: Record) -> list[tuple[FaultWindow, float]]:
     return found
 
 
-def _span(rec: Record, phase: str | None) -> float:
+def span(rec: Record, phase: str | None) -> float:
+    """Seconds that a phase of the load took; None: all of it."""
     windows = [window for window in rec.windows if window.kind == "phase" and phase in {None, window.name}]
     return sum(window.end - window.start for window in windows)
 
 
-def _rate(requests: Sequence[Request], name: str, seconds: float) -> float | None:
+def rate(requests: Sequence[Request], name: str, seconds: float) -> float | None:
+    """`request_rate` or `token_rate` of those that were answered, per second; None of nothing."""
     done = [request for request in requests if request.outcome == "ok"]
     if not requests or seconds <= 0:
         return None
     if name == "request_rate":
         return len(done) / seconds
     return sum(map(received, done)) / seconds
-
-
-def summarise(rec: Record) -> list[Summary]:
-    """Figures of the whole load and of each of its phases."""
-    windows = rec.windows
-    names = [window.name for window in windows if window.kind == "phase"]
-    groups = [("all", rec.requests)] + [(n, [r for r in rec.requests if phase_of(r, windows) == n]) for n in names]
-    return [_summary(rec, name, requests) for name, requests in groups if rec.load_started is not None]
-
-
-def _summary(rec: Record, phase: str, requests: list[Request]) -> Summary:
-    seconds = _span(rec, None if phase == "all" else phase)
-    percentiles: dict[str, dict[str, float | None]] = {}
-    for metric in _TRENDS:
-        values = trend(requests, metric)
-        figures: dict[str, float | None] = {"count": float(len(values)), "max": max(values, default=None)}
-        for percent in (50, 90, 95, 99):
-            figures[f"p{percent}"] = float(np.percentile(values, percent)) if values else None
-        percentiles[metric] = figures
-    return Summary(
-        phase=phase,
-        requests=len(requests),
-        outcomes=dict(Counter(request.outcome for request in requests)),
-        good_fraction=good_fraction(requests, rec.limits),
-        request_rate=_rate(requests, "request_rate", seconds),
-        token_rate=_rate(requests, "token_rate", seconds),
-        percentiles=percentiles,
-    )

@@ -114,6 +114,6 @@ def _figures(summary: Summary) -> dict[str, str]:
             f"{metric}_samples" if name == "count" else f"{metric}_{name}_seconds": value
             for name, value in values.items()
         }
-    tags = ",".join(f"{key}:{value}" for key, value in getattr(summary, "tags", {}).items())
+    tags = ",".join(f"{key}:{value}" for key, value in summary.tags.items())
     group = f"{summary.phase}{{{tags}}}" if tags else summary.phase
     return {f"{group}.{key}": f"{value:.6g}" for key, value in figures.items() if value is not None}

@@ -39,8 +39,8 @@ def figures(results: Results, timeline: Sequence[Event]) -> dict[str, Any]:
             requests=_of(found, results, summary),
             span=_span(results, summary.phase),
             limited=limited,
-            asked={} if getattr(summary, "tags", {}) else asked,  # of all tags together
-            model=getattr(summary, "tags", {}).get("model") or (begun.model if begun else ""),
+            asked={} if summary.tags else asked,  # of all tags together
+            model=summary.tags.get("model") or (begun.model if begun else ""),
         )
         groups.append({**summary.model_dump(mode="json"), **{name: make(group) for name, make in _ALIASES.items()}})
     whole = next((group for group in groups if group["phase"] == "all" and not group.get("tags")), {})
@@ -62,7 +62,7 @@ def figures(results: Results, timeline: Sequence[Event]) -> dict[str, Any]:
 
 
 def _of(found: series.Load, results: Results, summary: Summary) -> list[Any]:
-    tags = getattr(summary, "tags", {})
+    tags = summary.tags
     return [
         request
         for request in found.requests

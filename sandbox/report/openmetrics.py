@@ -133,7 +133,7 @@ class _Run:
             family = GaugeMetricFamily(f"sandbox_{name}", told, labels=_LABELS)
             for summary in summaries:
                 value = summary.good_fraction if name == "good_request_fraction" else getattr(summary, name)
-                tags = getattr(summary, "tags", {})
+                tags = summary.tags
                 if value is not None:
                     family.add_metric([summary.phase, *(plain(tags.get(key, "")) for key in _LABELS[1:])], value)
             yield family

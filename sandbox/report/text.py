@@ -94,7 +94,7 @@ def recovered(value: float | None) -> str:
 
 def labelled(summary: Summary) -> str:
     """Whose figures these are: the phase, or what the tags name: `tenant red`, `fault, model sim-8b`."""
-    tags: Mapping[str, str] = getattr(summary, "tags", {})
+    tags: Mapping[str, str] = summary.tags
     told = [f"{key} {value}" for key, value in tags.items()]
     return ", ".join(told if summary.phase == "all" and told else [summary.phase, *told])
 
@@ -108,9 +108,9 @@ def worth_showing(summaries: Sequence[Summary]) -> list[Summary]:
     """Those of the phases, then those by tags where a tag has several values: of one, they would say the same again."""
     values: dict[str, set[str]] = {}
     for summary in summaries:
-        for key, value in getattr(summary, "tags", {}).items():
+        for key, value in summary.tags.items():
             values.setdefault(key, set()).add(value)
-    plain_ones = [summary for summary in summaries if not getattr(summary, "tags", {})]
+    plain_ones = [summary for summary in summaries if not summary.tags]
     several = [s for s in summaries if any(len(values[key]) > 1 for key in getattr(s, "tags", {}))]
     return [*plain_ones, *several]
 

@@ -43,16 +43,18 @@ class Window(Strict):
 
 
 class Summary(Strict):
-    """Figures of one phase (or `all`). Times in seconds; null where there was no sample."""
+    """Figures of one phase (or `all`), of all requests or those of a tag. Times in seconds; null without a sample."""
 
     phase: str
+    tags: dict[str, str] = Field(default_factory=dict, description="Such as {tenant: a}; empty: of every request.")
     requests: int
     outcomes: dict[str, int]
     good_fraction: float | None
     request_rate: float | None
     token_rate: float | None
     percentiles: dict[str, dict[str, float | None]] = Field(
-        description="metric -> {p50, p90, p95, p99, max, count}; metrics ttft, ttft_intended, tpot, icl, e2e, sched_lag"
+        description="metric -> {p50, p90, p95, p99, min, max, mean, std, count}; metrics ttft, ttft_intended, tpot, "
+        "ntpot, icl, e2e, sched_lag"
     )
 
 

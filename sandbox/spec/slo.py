@@ -10,14 +10,14 @@ from typing import Any, Literal
 from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
-from sandbox.spec.base import KeyPath, Mistakes, Strict
+from sandbox.spec.base import Duration, KeyPath, Mistakes, Strict
 
 Kind = Literal["trend", "rate", "count", "value"]
 PHASES = ("baseline", "fault", "recovery")
 TAGS = ("phase", "tenant", "model", "profile", "workload")
 _OF_WORKLOADS = ("workload",)
 # Measured once over the whole run, whoever asks: a tag would change nothing.
-WHOLE_RUN = ("time_to_recover", "client_lag", "client_cpu")
+WHOLE_RUN = ("time_to_recover", "client_lag", "client_cpu", "client_added")
 OF_ALL_NODES = ("gpu_nodes_free", "gpu_fragmentation")
 OUTCOMES = (
     "ok",
@@ -75,6 +75,7 @@ METRICS: dict[str, Metric] = {
     "e2e": Metric("trend", "s", "last byte minus send"),
     "sched_lag": Metric("trend", "s", "how late sends were against their schedule"),
     "client_lag": Metric("trend", "s", "how late the load client's own heartbeat was"),
+    "client_added": Metric("trend", "s", "what the load client added to tokens of known send time, beside the load"),
     "good_request_fraction": Metric("rate", "", "requests that were ok / requests attempted, drops included"),
     "request_rate": Metric("value", "1/s", "requests completed per second"),
     "token_rate": Metric("value", "1/s", "tokens received per second"),
@@ -82,7 +83,7 @@ METRICS: dict[str, Metric] = {
     "time_to_recover": Metric(
         "value", "s", "from the fault's start to the first good completion after the last bad one"
     ),
-    "client_cpu": Metric("value", "", "share of one core the load client used, at its busiest second"),
+    "client_cpu": Metric("value", "", "share of one core that the busiest load process used, at its busiest second"),
     **{outcome: Metric("count", "", f"requests that ended `{outcome}`") for outcome in OUTCOMES},
     **{name: Metric(kind, unit, description, "workloads") for name, (kind, unit, description) in _POD_METRICS.items()},
 }
@@ -97,7 +98,7 @@ _CONFIDENCE = 0.99
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 _EXPRESSION = re.compile(
     r"^\s*(?P<agg>p\(\d+(?:\.\d+)?\)|[a-z]+)\s*(?P<op><=|>=|<|>|==|!=)\s*"
-    r"(?P<number>\d+(?:\.\d+)?(?:e-?\d+)?)\s*(?P<unit>us|ms|s|m|%)?\s*$"
+    r"(?P<base>baseline\s*(?P<sign>[+-])\s*)?(?P<number>\d+(?:\.\d+)?(?:e-?\d+)?)\s*(?P<unit>us|ms|s|m|%)?\s*$"
 )
 _SELECTOR = re.compile(r"^(?P<metric>[a-z0-9_]+)(?:\{(?P<tags>[^}]*)\})?$")
 
@@ -117,12 +118,18 @@ class Selector:
 
 @dataclass(frozen=True)
 class Expression:
-    """`p(99)<=300ms` taken apart; `bound` in the metric's base unit (seconds, shares, counts)."""
+    """`p(99)<=300ms` taken apart; `bound` in the metric's base unit (seconds, shares, counts).
+
+    Attributes:
+        relative: `<=baseline+10%`: `bound` is what is allowed beyond an earlier run's figure, here 0.1 - of a time a
+            share of it, of a share a difference to it.
+    """
 
     aggregation: str
     quantile: float | None
     operator: str
     bound: float
+    relative: bool = False
 
     @property
     def samples_needed(self) -> int:
@@ -190,20 +197,49 @@ def parse_expression(text: str, metric: str) -> Expression:
             raise ValueError(f"{aggregation}: a percentile lies between 0 and 100")
     if ("p(N)" if quantile is not None else aggregation) not in allowed:
         raise ValueError(f"{aggregation!r} makes no sense for {metric}, a {known.kind}; use {', '.join(allowed)}")
-    unit = match["unit"]
-    number = float(match["number"])
-    if known.unit == "s" and aggregation != "count":
+    if match["base"]:
+        return _against_baseline(text, metric, match, quantile)
+    return Expression(aggregation, quantile, match["op"], _bound(text, metric, match))
+
+
+def _bound(text: str, metric: str, match: re.Match[str]) -> float:
+    """The figure on the right side, in the metric's base unit."""
+    known, unit, number = METRICS[metric], match["unit"], float(match["number"])
+    if known.unit == "s" and match["agg"] != "count":
         if unit not in _UNITS:
             raise ValueError(f"{text!r} needs a unit of time: us, ms, s or m")
-        return Expression(aggregation, quantile, match["op"], number * _UNITS[unit])
-    if known.kind == "rate" or aggregation == "rate":
+        return number * _UNITS[unit]
+    if known.kind == "rate" or match["agg"] == "rate":
         number = number / 100 if unit == "%" else number
         if number > 1:
             raise ValueError(f"{text!r}: a share lies between 0 and 1, or 0% and 100%")
         unit = None if unit == "%" else unit
     if unit:
         raise ValueError(f"{text!r}: {metric} has no unit {unit!r}")
-    return Expression(aggregation, quantile, match["op"], number)
+    return number
+
+
+def _against_baseline(text: str, metric: str, match: re.Match[str], quantile: float | None) -> Expression:
+    """`p(50)<=baseline+10%`: up to a tenth worse than an earlier run; ValueError says what would be valid."""
+    kind = METRICS[metric].kind
+    if (
+        METRICS[metric].of != "requests"
+        or metric in WHOLE_RUN
+        or not (kind == "trend" or _is_share(metric, match["agg"]))
+    ):
+        raise ValueError(f"{text!r}: only times and shares of requests can be held against a baseline, such as ttft")
+    if match["agg"] == "count":
+        raise ValueError(f"{text!r}: how many there are is not held against a baseline; hold their times against it")
+    if match["unit"] != "%":
+        raise ValueError(f"{text!r}: what is allowed beyond the baseline is written in per cent, such as baseline+10%")
+    worse = {("<=", "+"): 1.0, (">=", "-"): -1.0}.get((match["op"], match["sign"]))
+    if worse is None:
+        raise ValueError(f"{text!r}: write it as <=baseline+10% (no more) or >=baseline-1% (no less)")
+    return Expression(match["agg"], quantile, match["op"], worse * float(match["number"]) / 100, relative=True)
+
+
+def _is_share(metric: str, aggregation: str) -> bool:
+    return METRICS[metric].kind == "rate" or (METRICS[metric].kind == "count" and aggregation == "rate")
 
 
 class Threshold(Strict):
@@ -215,6 +251,19 @@ class Threshold(Strict):
         alias="minSamples",
         ge=1,
         description="Fewer samples give `invalid`; the default follows MLPerf.",
+    )
+    abort_on_fail: bool = Field(
+        default=False, alias="abortOnFail", description="End the load as soon as it is broken; looked at every second."
+    )
+    delay_abort_eval: Duration = Field(
+        default=0.0,
+        alias="delayAbortEval",
+        ge=0,
+        description="Not before so long after the load began.",
+        json_schema_extra={"default": "0s"},
+    )
+    confidence: float = Field(
+        default=0.95, ge=0.8, le=0.999, description="With `baseline`: of the interval that decides."
     )
 
     @classmethod
@@ -231,6 +280,20 @@ class Threshold(Strict):
 Slo = dict[str, list[Threshold]]
 
 
+# Under way nobody knows what these will be in the end; of the others a breach is seen when it is there.
+_ONLY_AT_THE_END = ("requests", "ok", "request_rate", "token_rate", "time_to_recover")
+
+
+def _abort_mistakes(selector: Selector, expression: Expression, threshold: Threshold) -> list[str]:
+    if not threshold.abort_on_fail:
+        return []
+    if expression.relative:
+        return ["abortOnFail: a baseline is compared when the load has ended; give a bound in figures to abort on"]
+    if METRICS[selector.metric].of != "requests" or selector.metric in _ONLY_AT_THE_END:
+        return [f"abortOnFail: {selector.metric} is known when all has ended, not before; leave it out"]
+    return []
+
+
 def check_slo(slo: Slo) -> Slo:
     """Refuse unknown metrics, tags, aggregations and units, all at once."""
     problems: list[tuple[KeyPath, str]] = []
@@ -244,9 +307,11 @@ def check_slo(slo: Slo) -> Slo:
             problems.append(((text,), "needs at least one threshold"))
         for position, threshold in enumerate(thresholds):
             try:
-                parse_expression(threshold.threshold, selector.metric)
+                expression = parse_expression(threshold.threshold, selector.metric)
             except ValueError as error:
                 problems.append(((text, position), str(error)))
+                continue
+            problems += [((text, position), words) for words in _abort_mistakes(selector, expression, threshold)]
     if problems:
         raise Mistakes(problems)
     return slo

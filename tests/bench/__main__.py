@@ -30,7 +30,7 @@ from sandbox.kube.wait import hold
 from sandbox.load.calibrate import calibrate
 from sandbox.spec.catalogue import find
 from sandbox.spec.cluster import ClusterSpec
-from tests.bench import gpus
+from tests.bench import gpus, load
 from tests.bench.gpus import Row
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +185,27 @@ def of_clusters(runs: int) -> list[Row]:
     ]  # fmt: skip
 
 
-PARTS: dict[str, Callable[[int], list[Row]]] = {"clusters": of_clusters, "gpus": gpus.rows, "fleet": gpus.fleet}
+def beside_kind(rows: Callable[[int], list[Row]]) -> Callable[[int], str]:
+    """A part whose figures stand in one table, those of a bare cluster beside ours."""
+
+    def block(runs: int) -> str:
+        size = psutil.virtual_memory().total / (1 << 30)
+        cpu = f"{os.cpu_count()} cores, {size:.0f} GiB, {platform.system()} {platform.machine()}"
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows(runs))
+        return (
+            f"{datetime.now(UTC):%Y-%m-%d}, {cpu}, {runs} runs of what varies. Median (least to most).\n\n"
+            f"| what | sandbox | bare kind | ratio | target |\n|---|---|---|---|---|\n{table}\n"
+        )
+
+    return block
+
+
+PARTS: dict[str, Callable[[int], str]] = {
+    "clusters": beside_kind(of_clusters),
+    "gpus": beside_kind(gpus.rows),
+    "fleet": beside_kind(gpus.fleet),
+    "load": load.block,
+}
 
 
 def main() -> None:
@@ -198,21 +218,15 @@ def main() -> None:
     options = parser.parse_args()
     prepare()
     for part in options.only or PARTS:
-        write(part, PARTS[part](options.runs), options.runs)
+        write(part, PARTS[part](options.runs))
 
 
-def write(part: str, rows: list[Row], runs: int) -> None:
-    """Put a part's table between its marks on the page."""
-    size = psutil.virtual_memory().total / (1 << 30)
-    cpu = f"{os.cpu_count()} cores, {size:.0f} GiB, {platform.system()} {platform.machine()}"
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def write(part: str, text: str) -> None:
+    """Put what a part has to show between its marks on the page."""
     begin, end = f"<!-- bench {part} -->", f"<!-- /bench {part} -->"
     head, _, rest = PAGE.read_text().partition(begin)
     _, _, tail = rest.partition(end)
-    block = (
-        f"{begin}\n{datetime.now(UTC):%Y-%m-%d}, {cpu}, {runs} runs of what varies. Median (least to most).\n\n"
-        f"| what | sandbox | bare kind | ratio | target |\n|---|---|---|---|---|\n{table}\n{end}"
-    )
+    block = f"{begin}\n{text.rstrip()}\n{end}"
     PAGE.write_text(f"{head.rstrip()}\n\n{block}{tail or chr(10)}")
     sys.stdout.write(block + "\n")
 

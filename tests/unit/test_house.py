@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "workloads": {"spec", "timeline", "kube"},
     "search": {"spec"},
 }
+ALLOWED["watch"] = ALLOWED["baseline"] = {"spec", "timeline", "metrics", "judge"}
 ALLOWED["plan"] = {*ALLOWED}
 ALLOWED["exercise"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["run"] = {*ALLOWED}

@@ -23,7 +23,7 @@ from sandbox.errors import DeadlineExceeded, EnvironmentMissing, Unproven, Usage
 from sandbox.load import runner
 from sandbox.load.arrivals import schedule
 from sandbox.load.calibrate import calibrate
-from sandbox.load.check import check_endpoint
+from sandbox.load.check import Access, check_endpoint
 from sandbox.load.golden import MODEL, Golden, GoldenSettings, Kind, golden
 from sandbox.load.plan import LoadPlan, PlannedShare, plan_for
 from sandbox.load.record import Pulse, Recorder
@@ -244,10 +244,10 @@ def test_a_client_that_breaks_ends_with_an_error_and_never_as_a_quiet_run(tmp_pa
         code = (
             "import sys\n"
             "from gevent import monkey; monkey.patch_all()\n"
-            "from sandbox.load import record, worker\n"
+            "from sandbox.load import local, record\n"
             "from sandbox.load.plan import LoadPlan\n"
             "record.Recorder.request = lambda *_: 1 / 0\n"
-            "sys.exit(worker.run(LoadPlan.model_validate_json(sys.argv[1])))\n"
+            "sys.exit(local.run(LoadPlan.model_validate_json(sys.argv[1]), print))\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, wanted.model_dump_json()],
@@ -337,7 +337,7 @@ def test_tls_is_checked_against_the_certificates_named(tmp_path: Path, timeline:
     served = settings(tmp_path, ["ok", "cut", "hang"]).model_copy(update={"certificate": certificate, "key_file": key})
     with golden(served) as server:
         assert server.url.startswith("https://")
-        check_endpoint(server.url, MODEL, ca_file=certificate)
+        check_endpoint(server.url, MODEL, Access(ca_file=certificate))
         with pytest.raises(EnvironmentMissing, match="certificate"):
             check_endpoint(server.url, MODEL)
         for trusted in (certificate, None):

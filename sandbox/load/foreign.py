@@ -1,0 +1,360 @@
+"""A locustfile of the user's own under a scenario, unchanged: every request event of Locust's becomes one of ours.
+
+Imported only inside a load process, after gevent has patched it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gevent
+import locust
+from gevent.event import Event
+from locust import LoadTestShape, User
+from locust.argument_parser import get_parser
+from locust.env import Environment
+from locust.runners import Runner
+from locust.util.load_locustfile import load_locustfile
+
+from sandbox.errors import UsageError
+from sandbox.load.client import Exchange, base_url
+from sandbox.load.outcome import outcome_of
+from sandbox.load.plan import LoadPlan
+from sandbox.load.record import Recorder
+from sandbox.load.session import beat
+from sandbox.load.user import EXCHANGE, PART_OF, StreamingUser
+from sandbox.timeline import Note, Request, Timeline
+
+_ENDS_BY_ITSELF = 86400.0
+_SLACK = 1.0
+_MOST_KINDS = 20
+_FIX = "see docs/how-to/own-locustfile.md"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a locustfile defines."""
+
+    users: list[type[User]]
+    shape: LoadTestShape | None
+
+
+def load(path: Path) -> Loaded:
+    """Read a locustfile as Locust does.
+
+    Raises:
+        UsageError: it does not load, or defines nothing that can be run; says where.
+    """
+    if not path.is_file():
+        raise UsageError("there is no such locustfile", where=str(path), fix=_FIX)
+    try:
+        users, shapes = load_locustfile(str(path))
+    except KeyboardInterrupt:
+        raise
+    except SyntaxError as error:
+        raise UsageError(f"does not load: {error.msg}", where=f"{error.filename}:{error.lineno}", fix=_FIX) from error
+    except BaseException as error:  # it is anybody's code, and may well call sys.exit
+        said = f"does not load: {type(error).__name__}: {error}"
+        raise UsageError(said, where=f"{path}:{_line(error, path)}", fix=_FIX) from error
+    found = [user for user in users.values() if user.weight > 0 or user.fixed_count > 0]
+    if not found:
+        fix = "define a class of Locust's, such as `class Visitor(HttpUser)`, with a method marked @task"
+        raise UsageError("defines no User class that can be spawned", where=f"{path}:1", fix=fix)
+    idle = [
+        user for user in found if not user.tasks and user.on_start is User.on_start and "__init__" not in vars(user)
+    ]
+    if idle:
+        details = [f"{path}:{inspect.getsourcelines(user)[1]}: class {user.__name__}" for user in idle]
+        raise UsageError(
+            "has users without a task", where=str(path), details=details, fix="mark a method of each with @task"
+        )
+    if len(shapes) > 1:
+        details = [f"{path}:{inspect.getsourcelines(type(shape))[1]}: {type(shape).__name__}" for shape in shapes]
+        raise UsageError("has more than one LoadTestShape", where=str(path), details=details, fix="leave one")
+    return Loaded(found, shapes[0] if shapes else None)
+
+
+def _line(error: BaseException, path: Path) -> int:
+    """The last line of the locustfile itself that was running."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return (lines[-1] or 1) if lines else 1
+
+
+def environment_for(plan: LoadPlan, loaded: Loaded) -> Environment:
+    """Locust's environment as `locust -f FILE --host URL` would make it; the listeners of the locustfile count."""
+    host = base_url(plan.url).removesuffix("/v1")
+    arrivals = plan.arrivals
+    asked = ["--locustfile", str(plan.locustfile), "--host", host, "--users", str(arrivals.users or 1)]
+    asked += ["--spawn-rate", f"{arrivals.spawn_rate or arrivals.users or 1:g}"]
+    for user in loaded.users:
+        user.host = user.host or host
+        if issubclass(user, StreamingUser):
+            _set_unless_set(user, "model", plan.model)
+            _set_unless_set(user, "timeout", plan.timeout)
+            _set_unless_set(user, "idle_timeout", plan.idle_timeout)
+            _set_unless_set(user, "keep_alive", plan.keep_alive)
+            _set_unless_set(user, "ca_file", plan.ca_file)
+    of_their_own = any(user.host != host for user in loaded.users)
+    return Environment(
+        user_classes=loaded.users,
+        shape_class=loaded.shape,
+        events=locust.events,
+        host=None if of_their_own else host,  # where it is set, Locust gives it to every class
+        parsed_options=get_parser().parse_args(asked),
+        locustfile=plan.locustfile.name if plan.locustfile else None,
+        stop_timeout=_ENDS_BY_ITSELF,  # users end their task; what takes too long is ended here, and counted
+    )
+
+
+def _set_unless_set(user: type[StreamingUser], name: str, value: Any) -> None:
+    if getattr(user, name) == getattr(StreamingUser, name):
+        setattr(user, name, value)
+
+
+def hosts_of_their_own(plan: LoadPlan, loaded: Loaded) -> list[str]:
+    """A sentence for each class that does not load the plan's URL."""
+    host = base_url(plan.url).removesuffix("/v1")
+    return [
+        f"{plan.locustfile}: {user.__name__} has a host of its own and loads {user.host}"
+        for user in loaded.users
+        if user.host and user.host != host
+    ]
+
+
+class Foreign:
+    """One process's part of such a load: Locust's runner spawns and ends the users, this writes what they did.
+
+    Attributes:
+        stopping: set when the load is ended early.
+        over: set when the load's time is up.
+        done: set when everything has ended.
+        crashed: what broke this client itself, if something did.
+        aborted: why the load was ended early; empty: it was not.
+    """
+
+    def __init__(self, plan: LoadPlan, recorder: Recorder, runner: Runner) -> None:
+        """Listen to every request from now on; `runner` has the users of this process."""
+        self.plan = plan
+        self.stopping = Event()
+        self.over = Event()
+        self.done = Event()
+        self.crashed: BaseException | None = None
+        self.aborted = ""
+        self.recorder = recorder
+        self._runner = runner
+        self._give_back = keep_the_end(runner, self.stop)
+        self._timeline = Timeline(plan.timeline, plan.epoch_ns)
+        self._raised: Counter[str] = Counter()
+        for hook, listener in (
+            (runner.environment.events.request, self._request),
+            (runner.environment.events.user_error, self._user_error),
+        ):
+            hook.add_listener(listener)  # type: ignore[no-untyped-call]  # Locust's
+
+    @property
+    def attempted(self) -> int:
+        """Requests written so far."""
+        return self.recorder.attempted
+
+    @property
+    def left_out(self) -> int:
+        """Only the users know what they had in flight; a note says how many users were ended."""
+        return 0
+
+    def start(self, t0: int, first_user: int = 0) -> None:
+        """The load begins at clock reading `t0`; Locust's runner, here or in the master, starts the users."""
+
+    def stop(self, why: str) -> None:
+        """End the load early; `why` goes into the timeline."""
+        if not self.stopping.is_set():
+            self.aborted = why
+            self.stopping.set()
+            self.over.set()
+
+    def settle(self) -> None:
+        """When the load's time is up, let the users end their tasks; end those that take longer than a request may."""
+        self.over.wait()
+        self._give_back()
+        ending = gevent.spawn(self._runner.stop)
+        gevent.wait([ending, self.stopping], timeout=self.plan.timeout + _SLACK, count=1)
+        if not ending.ready() and self.stopping.is_set():
+            gevent.wait([ending], timeout=self.plan.grace)
+        if not ending.ready():
+            left = len(self._runner.user_greenlets)
+            self._note(f"{left} users were still at a task and were ended; what they had in flight is not counted")
+            self._runner.user_greenlets.kill(block=False)
+        ending.join()
+        for said, times in self._raised.most_common(_MOST_KINDS):
+            self._note(f"{said} ({times} times) in a task: Locust told of no request, so nothing is counted for it")
+
+    def _note(self, message: str) -> None:
+        message = f"{self.plan.locustfile}: {message}"
+        self._timeline.append(Note(t=self._timeline.now(), level="warning", message=message))
+
+    def pulse(self) -> None:
+        """Beat until everything has ended; how many requests are in flight only the users know: they are counted."""
+        beat(self.plan, self.recorder, lambda: len(self._runner.user_greenlets), self.done)
+
+    def _user_error(self, user_instance: Any, exception: BaseException, **_: Any) -> None:
+        user_instance = getattr(user_instance, "user", user_instance)  # Locust names a set of tasks here, or a user
+        self._raised[f"{type(user_instance).__name__} raised {type(exception).__name__}: {exception}"] += 1
+
+    def _request(
+        self,
+        *,
+        request_type: str,
+        name: str,
+        response_time: float | None,
+        exception: BaseException | None = None,
+        context: dict[str, Any] | None = None,
+        response: Any = None,
+        start_time: float | None = None,
+        **_: Any,
+    ) -> None:
+        context = context or {}
+        if PART_OF in context:  # a time within a request that has an event of its own
+            return
+        try:
+            tags = {"model": self.plan.model, "profile": self._stem, "name": str(name), **self.plan.tags}
+            exchange = context.get(EXCHANGE)
+            if isinstance(exchange, Exchange):
+                event = whole(exchange, self._seconds, tags)
+            else:
+                event = self._event(response_time, exception, response, start_time, tags)
+            self._timeline.append(event)
+            self.recorder.attempted += 1
+        except Exception as error:  # noqa: BLE001 - Locust would log it and go on, and a request be missing
+            self.crashed = error
+            self.stop(f"the load client itself broke: {error!r} at {request_type} {name}")
+
+    @property
+    def _stem(self) -> str:
+        return self.plan.locustfile.stem if self.plan.locustfile else ""
+
+    def _event(
+        self,
+        response_time: float | None,
+        exception: BaseException | None,
+        response: Any,
+        start_time: float | None,
+        tags: dict[str, str],
+    ) -> Request:
+        """What Locust tells: how long it took, and, of its own HTTP users, when it began on the wall clock."""
+        took = (response_time or 0.0) / 1e3
+        now = self._timeline.now()
+        began = now - took if start_time is None else now - max(took, time.time() - start_time)
+        outcome, status, detail = outcome_of(exception, response)
+        return Request(
+            t=began + took,
+            scheduled=began,
+            sent=None if outcome == "connect_error" else began,
+            outcome=outcome,
+            status=status,
+            detail=detail,
+            tags=tags,
+        )
+
+    def _seconds(self, clock: int) -> float:
+        return (clock - self.plan.epoch_ns) / 1e9
+
+
+def whole(exchange: Exchange, seconds: Callable[[int], float], tags: dict[str, str]) -> Request:
+    """A request of our own client's, with every time it knows; a user sends when it likes, so it is on schedule."""
+    reply = exchange.reply
+    times = reply.arrivals
+    return Request(
+        t=seconds(time.monotonic_ns() if reply.end is None else reply.end),
+        scheduled=seconds(exchange.began),
+        sent=seconds(exchange.began) if exchange.sent else None,
+        first=seconds(times[0]) if times else None,
+        last=seconds(times[-1]) if times else None,
+        chunks=len(times),
+        tokens=reply.tokens,
+        prompt_tokens=reply.prompt_tokens,
+        gaps=[(after - before) / 1e9 for before, after in pairwise(times)],
+        outcome=reply.outcome,
+        status=reply.status,
+        detail=reply.detail,
+        server=reply.server,
+        tags=tags,
+    )
+
+
+def introduce(runner: Runner) -> None:
+    """Tell a locustfile's listeners that Locust is ready, as Locust's own command does."""
+    environment = runner.environment
+    fire: Callable[..., None] = environment.events.init.fire
+    fire(environment=environment, runner=runner, web_ui=environment.web_ui)
+
+
+def keep_the_end(runner: Runner, ask: Callable[[str], None]) -> Callable[[], None]:
+    """Let a locustfile that stops its runner end the whole load, in order; returns what gives the runner its own back.
+
+    Locustfiles do that on their own conditions, and Locust does for `StopTest`. Done at once, it would kill what tells
+    us of the last requests.
+    """
+
+    def asked(*_: Any, **__: Any) -> None:
+        ask("the locustfile ended the load")
+
+    runner.stop = runner.quit = asked  # type: ignore[method-assign]  # of this instance
+
+    def give_back() -> None:
+        del runner.stop, runner.quit  # the class's show again
+
+    return give_back
+
+
+class Conductor:
+    """Starts and ends the users of such a load through Locust's runner: the only one of a load, or the master's."""
+
+    def __init__(self, plan: LoadPlan, runner: Runner) -> None:
+        """Make ready."""
+        self._plan = plan
+        self._shape = runner.environment.shape_class
+        self._runner = runner
+        self._shape_ended = Event()
+
+    def conduct(self, t0: int, over: Event) -> str:
+        """From clock reading `t0` on, have Locust run the users; returns at the end, with why, if it came early.
+
+        `over`: set it to end sooner. The users are then still at work.
+        """
+        over.wait(max(0.0, (t0 - time.monotonic_ns()) / 1e9))
+        shape, arrivals = self._shape, self._plan.arrivals
+        if over.is_set():
+            return ""
+        if shape is not None:
+            self._hold(shape)
+            self._runner.start_shape()
+        else:
+            users = arrivals.users or 1
+            gevent.spawn(self._runner.start, users, spawn_rate=arrivals.spawn_rate or users)
+        left = t0 / 1e9 + self._plan.duration - time.monotonic_ns() / 1e9
+        gevent.wait([over, self._shape_ended], timeout=max(0.0, left), count=1)
+        early = self._shape_ended.is_set() and not over.is_set()
+        return f"{type(shape).__name__} ended the load" if early else ""
+
+    def _hold(self, shape: LoadTestShape) -> None:
+        """Notice the shape's end, in place of Locust, which would end the workers before they told all they saw."""
+        tick = shape.tick
+        last: Any = (0, 1.0)
+
+        def watched() -> Any:
+            nonlocal last
+            wanted = tick()
+            if wanted is None:
+                self._shape_ended.set()
+            else:
+                last = wanted
+            return last
+
+        shape.tick = watched  # type: ignore[method-assign]  # of this instance
