@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from sandbox.spec.base import Duration, Mistakes, Name, Strict
 from sandbox.spec.lengths import Pause
@@ -175,8 +175,15 @@ class Workers(Strict):
         return self
 
 
+def _stages_last(schema: dict[str, Any]) -> None:
+    """Editors must take a load whose stages say how long it lasts; the model says it where neither does."""
+    schema["required"].remove("duration")
+
+
 class Load(Strict):
     """What is sent, how often, for how long."""
+
+    model_config = ConfigDict(json_schema_extra=_stages_last)
 
     profile: Name | None = Field(default=None, description="A file of loadtests/profiles/.")
     mix: list[Share] = Field(default_factory=list, description="In place of `profile`: several, with weights.")
