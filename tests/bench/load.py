@@ -39,7 +39,7 @@ HEAD = (
     "client", "TTFT reported p50, p99, ms", "server's TTFT p50, p99, ms", "added p50, p99, ms",
     "whole by its count / by the server's / due", "failed, by its count", "streams at once", "tokens",
     "CPU, s: start, load, after", "tokens per CPU second: load, with what follows, with the start",
-    "peak memory, MiB: RSS, PSS", "remarks",
+    "peak memory, MiB: RSS in the load, RSS, PSS", "remarks",
 )  # fmt: skip
 LEGEND = (
     "Every client is asked for the same: an open loop at a constant rate, Locust for users that come at that rate. "
@@ -132,7 +132,7 @@ def row(runs: list[Result]) -> Row:
         median(lambda r: r["server"]["tokens"], ",.0f"),
         pair(lambda r: r["cpu"]["start"], lambda r: r["cpu"]["load"], lambda r: r["cpu"]["after"]),
         " · ".join(median(lambda r, key=key: r["cpu"][key], ",.0f") for key in _RATES),
-        pair(lambda r: r["peak_rss_mib"], lambda r: r["peak_pss_mib"], shape=",.0f"),
+        pair(lambda r: r["load_rss_mib"], lambda r: r["peak_rss_mib"], lambda r: r["peak_pss_mib"], shape=",.0f"),
         _remarks(runs),
     )
 

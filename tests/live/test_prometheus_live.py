@@ -37,7 +37,7 @@ load:
   arrivals: {process: constant, rate: 2}
   duration: 5s
 slo: {ok: ["count>=5"]}
-validity: {client_lag: ["p(99)<=1s"]}
+validity: {client_lag: ["p(99)<=1s"], client_added: ["p(99)<=1s"]}
 """
 
 

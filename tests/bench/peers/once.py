@@ -71,6 +71,7 @@ def _figures(client: Client, task: Task, watched: Watched, told: Truth | None) -
     if told is not None:
         found["server"] = _rounded(asdict(told) | {"begin": 0, "end": (told.end - told.begin) / 1e9})
         found["cpu"] = _rounded(_cpu(watched, told))
+        found["load_rss_mib"] = round(watched.most_held(told.begin, told.end))
     reported, happened = _reported(client, task, watched)
     if reported is not None:
         found["reported"] = _rounded(asdict(reported))

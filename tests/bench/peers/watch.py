@@ -27,6 +27,7 @@ class Watched:
         tree: of the program and all its children.
         server: of the golden server.
         busy: of the whole machine, idle time left out.
+        held: MiB of the whole tree at those times, resident.
         rss, pss: peak in MiB of the whole tree; pss counts shared pages once.
     """
 
@@ -35,8 +36,13 @@ class Watched:
     tree: list[float] = field(default_factory=list)
     server: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
+    held: list[float] = field(default_factory=list)
     rss: float = 0.0
     pss: float = 0.0
+
+    def most_held(self, begin: int, end: int) -> float:
+        """Peak of `held` between two times."""
+        return max((mib for at, mib in zip(self.at, self.held, strict=True) if begin <= at <= end), default=0.0)
 
     def between(self, begin: int, end: int, of: list[float]) -> float:
         """CPU seconds between two times."""
@@ -84,7 +90,7 @@ def watch(program: subprocess.Popen[bytes], server: int, within: float) -> Watch
     usage = None
     for turn in range(1 << 30):
         _look(seen, tree, golden)
-        seen.rss = max(seen.rss, tree.memory(shared_once=False))
+        seen.rss = max(seen.rss, seen.held[-1])
         if turn % _PSS_EVERY == 0 and os.path.exists("/proc/self/smaps_rollup"):  # noqa: PTH110 - a flag of the kernel
             seen.pss = max(seen.pss, tree.memory(shared_once=True))
         pid, status, usage = os.wait4(program.pid, os.WNOHANG)
@@ -111,6 +117,7 @@ def _look(seen: Watched, tree: _Tree, golden: psutil.Process) -> None:
     seen.tree.append(max(tree.cpu(), seen.tree[-1] if seen.tree else 0.0))
     seen.server.append(taken.user + taken.system)
     seen.busy.append(sum(machine) - idle - guests)
+    seen.held.append(tree.memory(shared_once=False))
 
 
 def _end(program: subprocess.Popen[bytes], tree: _Tree) -> None:
