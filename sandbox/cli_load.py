@@ -160,7 +160,7 @@ def _once(wanted: Plan, runs: Path, baseline: Path | None, output: Output) -> No
 
 def _look(wanted: Plan) -> None:
     """What the endpoint refuses is a mistake of the command line: it leaves no run behind."""
-    from sandbox.exercise import look_at
+    from sandbox.loading import look_at
 
     load = wanted.scenario.load
     if load is not None and load.endpoint is not None:

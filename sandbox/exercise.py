@@ -9,12 +9,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from sandbox import attacks, faults, workloads
-from sandbox.errors import SandboxError, Unproven, UsageError
-from sandbox.load import check, runner
-from sandbox.load.golden import beside, golden
-from sandbox.load.plan import plan_for, shares_for
+from sandbox.errors import SandboxError, Unproven
+from sandbox.load import runner
+from sandbox.loading import start_load
 from sandbox.progress import say
-from sandbox.spec.loadtest import Endpoint, Load
 from sandbox.spec.scenario import FaultUse
 from sandbox.timeline import AttackEvent, Note
 from sandbox.watch import Watch
@@ -39,7 +37,7 @@ def exercise(run: Run) -> None:
         process = None
         begun = run.timeline.now()
         if scenario.load is not None:
-            process = _start_load(run, scenario.load, halt)
+            process = start_load(run, scenario.load, halt)
             halt.callback(process.stop)
             begun = process.started_at
         halt.callback(run.stop.set)
@@ -63,45 +61,6 @@ def exercise(run: Run) -> None:
             if code:
                 details = runner.tail(process.log)
                 raise Unproven(f"the load client ended with exit code {code}", details=details)
-
-
-def _start_load(run: Run, wanted: Load, halt: ExitStack) -> runner.LoadProcess:
-    """Start the load, after requests that are not measured, with streams of known send times beside it."""
-    url, model = _target(run, wanted)
-    known = halt.enter_context(golden(beside(run.folder / "golden.jsonl")))
-    say(f"load: {run.plan.load_in_words()}")
-    return runner.start(plan_for(wanted, run.timeline, url=url, model=model, golden=known.url), run.timeline)
-
-
-def _target(run: Run, wanted: Load) -> tuple[str, str]:
-    """Where the load goes and which model it asks for, seen to answer: an endpoint's, else the stack's."""
-    if wanted.endpoint is not None:
-        return wanted.endpoint.url, look_at(wanted, wanted.endpoint)
-    _, _, deployed = run.live
-    try:
-        check.check_shares(deployed.url, shares_for(wanted, deployed.model))
-    except UsageError as error:  # the stack's doing, not a mistake in what the user wrote
-        raise Unproven(error.what, where=error.where, fix=error.fix, details=error.details) from error
-    return deployed.url, deployed.model
-
-
-def look_at(wanted: Load, endpoint: Endpoint) -> str:
-    """Prove that an endpoint answers what a load sends; returns the model that is asked for.
-
-    Raises:
-        UsageError: it is not OpenAI-compatible, refuses the key, or does not serve the model.
-        EnvironmentMissing: nothing answers there, or it is not ready.
-    """
-    named = [share.model for share in wanted.shares]
-    model = endpoint.model or (named[0] if named and all(named) else None)
-    if model is None:
-        variable = endpoint.api_key_env or ""
-        key = check.api_keys(variable)[variable]
-        model = check.only_model(
-            endpoint.url, check.Access(api_key=key, headers=endpoint.headers, ca_file=endpoint.ca_file)
-        )
-    check.check_shares(endpoint.url, shares_for(wanted, model), endpoint.ca_file)
-    return model
 
 
 def _start_workloads(

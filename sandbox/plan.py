@@ -74,6 +74,8 @@ class Plan:
         named = [image for stack, _ in self.stacks for image in stack.images]
         named += [each.image for each in self.scenario.workloads]
         named += [image for guardrail, _ in self.guardrails for image in guardrail.images]
+        load = self.scenario.load
+        named += ["load-worker"] if load and load.workers.pods and load.workers.cluster is None else []
         return list(dict.fromkeys(named))
 
     def load_in_words(self) -> str:

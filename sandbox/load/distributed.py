@@ -37,7 +37,7 @@ from sandbox.load.local import (
 )
 from sandbox.load.plan import LoadPlan
 from sandbox.load.record import Recorder
-from sandbox.load.session import gather
+from sandbox.load.session import gather, keep_the_end
 
 _LOOPBACK = "127.0.0.1"
 _LEAD_NS = 300_000_000
@@ -45,6 +45,7 @@ _LEAD_FAR_NS = 1_500_000_000
 _UP_WITHIN = 60.0
 _EACH = 10.0
 _LOOK = 0.1
+_LOST = "Locust's master and workers lost each other"
 _LEAVES_WITHIN = 5.0
 _LINGER_MS = 1000  # for the last statistics; nothing that is judged goes that way
 _READY, _START, _STOP, _FINISH, _FINISHED = (
@@ -67,6 +68,8 @@ def join(plan: LoadPlan, master: str) -> int:
     recorder = Recorder(plan, f"{place[0] + 1}/{place[1]}")
     session = player(plan, runner, recorder, place)
     ends.append(session.stop)
+    if plan.locustfile is None:
+        keep_the_end(runner, lambda: session.stop(_LOST))
     begun = Event()
 
     def start(environment: Environment, msg: Message) -> None:  # noqa: ARG001 - Locust names them
@@ -229,10 +232,10 @@ def _lead(plan: LoadPlan, crew: _Crew, notes: list[str], say: Callable[[str], No
     runner = crew.runner
     environment = runner.environment
     conductor = None
-    give_back: Callable[[], None] | None = None
+    ended = foreign.ENDED if plan.locustfile else _LOST
+    give_back = keep_the_end(runner, lambda: crew.stop(ended))
     if plan.locustfile is not None:
         foreign.introduce(runner)
-        give_back = foreign.keep_the_end(runner, crew.stop)
         conductor = foreign.Conductor(plan, runner)
     heed(crew.stop)
     watch_parent(lambda: crew.stop(PARENT_GONE))
@@ -254,8 +257,7 @@ def _lead(plan: LoadPlan, crew: _Crew, notes: list[str], say: Callable[[str], No
         crew.tell(_FINISH)
     whole = crew.until(lambda: len(crew.finished) == crew.many)
     watching.kill()
-    if give_back:
-        give_back()
+    give_back()
     runner.quit()
     farewell(plan, environment)
     if not whole:

@@ -29,10 +29,11 @@ from sandbox.load.client import Exchange, base_url
 from sandbox.load.outcome import outcome_of
 from sandbox.load.plan import LoadPlan
 from sandbox.load.record import Recorder
-from sandbox.load.session import beat
+from sandbox.load.session import beat, keep_the_end
 from sandbox.load.user import EXCHANGE, PART_OF, StreamingUser
 from sandbox.timeline import Note, Request, Timeline
 
+ENDED = "the locustfile ended the load"
 _ENDS_BY_ITSELF = 86400.0
 _SLACK = 1.0
 _MOST_KINDS = 20
@@ -150,7 +151,7 @@ class Foreign:
         self.aborted = ""
         self.recorder = recorder
         self._runner = runner
-        self._give_back = keep_the_end(runner, self.stop)
+        self._give_back = keep_the_end(runner, lambda: self.stop(ENDED))
         self._timeline = Timeline(plan.timeline, plan.epoch_ns)
         self._raised: Counter[str] = Counter()
         for hook, listener in (
@@ -293,24 +294,6 @@ def introduce(runner: Runner) -> None:
     environment = runner.environment
     fire: Callable[..., None] = environment.events.init.fire
     fire(environment=environment, runner=runner, web_ui=environment.web_ui)
-
-
-def keep_the_end(runner: Runner, ask: Callable[[str], None]) -> Callable[[], None]:
-    """Let a locustfile that stops its runner end the whole load, in order; returns what gives the runner its own back.
-
-    Locustfiles do that on their own conditions, and Locust does for `StopTest`. Done at once, it would kill what tells
-    us of the last requests.
-    """
-
-    def asked(*_: Any, **__: Any) -> None:
-        ask("the locustfile ended the load")
-
-    runner.stop = runner.quit = asked  # type: ignore[method-assign]  # of this instance
-
-    def give_back() -> None:
-        del runner.stop, runner.quit  # the class's show again
-
-    return give_back
 
 
 class Conductor:

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from itertools import count
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import gevent
 from gevent.event import Event
@@ -18,6 +18,7 @@ from gevent.pool import Group
 from locust import User, task
 from locust.env import Environment
 from locust.exception import StopUser
+from locust.runners import Runner
 
 from sandbox.load.arrivals import schedule
 from sandbox.load.canary import Canary
@@ -299,6 +300,24 @@ def gather(environment: Environment, users: int, within: float) -> bool:
             return False
         gevent.sleep(_LOOK)
     return True
+
+
+def keep_the_end(runner: Runner, ask: Callable[[], None]) -> Callable[[], None]:
+    """Have whoever stops Locust's runner `ask` for the end of the load instead; returns what undoes that.
+
+    A locustfile does so on its own conditions, Locust for `StopTest` and where master and workers lose each other.
+    Done at once and by itself it would end users in the middle of what they do, and nobody would be told.
+    """
+
+    def asked(*_: Any, **__: Any) -> None:
+        ask()
+
+    runner.stop = runner.quit = asked  # type: ignore[method-assign]  # of this instance
+
+    def give_back() -> None:
+        del runner.stop, runner.quit  # the class's show again
+
+    return give_back
 
 
 def beat(plan: LoadPlan, recorder: Recorder, in_flight: Callable[[], int], done: Event) -> None:

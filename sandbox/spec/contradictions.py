@@ -43,7 +43,12 @@ def _stack(raw: dict[str, Any]) -> Problems:
     if reach(raw, "load", "endpoint"):
         lost = [] if raw.get("workloads") else [key for key in _OF_A_CLUSTER if raw.get(key)]
         words = "needs a `stack` or `workloads`: a load that goes to an `endpoint` alone has no cluster"
-        return [((key,), words) for key in lost]
+        problems: Problems = [((key,), words) for key in lost]
+        workers = reach(raw, "load", "workers")
+        if reach(workers, "pods") and not reach(workers, "cluster") and not raw.get("workloads"):
+            words = "there is no cluster for them; name a running one with `cluster`, or write `processes`"
+            problems.append((("load", "workers", "pods"), words))
+        return problems
     if raw.get("load"):
         words = "needs a `stack`, or an `endpoint` of its own: somebody has to answer the requests"
         return [(("load",), words)]

@@ -29,11 +29,13 @@ ALLOWED: dict[str, set[str]] = {
     "probes": {"spec", "timeline", "host", "images", "cluster", "kube"},
     "attacks": {"spec", "timeline", "host", "images", "cluster", "kube"},
     "load": {"spec", "timeline"},
+    "loadpods": {"spec", "timeline", "load", "kube"},
     "workloads": {"spec", "timeline", "kube"},
     "search": {"spec"},
 }
 ALLOWED["watch"] = ALLOWED["baseline"] = {"spec", "timeline", "metrics", "judge"}
 ALLOWED["plan"] = {*ALLOWED}
+ALLOWED["loading"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["exercise"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["run"] = {*ALLOWED}
 LIBRARIES = {

@@ -105,3 +105,12 @@ def test_keys_and_headers_of_a_share_come_before_the_endpoints(tmp_path: Path) -
         first, second = plan_for(load, timeline, url="http://x", model="m").shares
     assert (first.api_key_env, first.headers) == ("MINE", {"A": "share", "B": "all"})
     assert (second.api_key_env, second.headers) == ("THEIRS", {"A": "all", "B": "all"})
+
+
+def test_pods_that_send_need_a_cluster_and_their_image() -> None:
+    alone = GOOD.replace("slo:", "  workers: {pods: 2}\nslo:")
+    assert "there is no cluster for them" in refusal(alone)
+    named = of_text(alone.replace("pods: 2", "pods: 2, cluster: other"), Path("demo.yaml"))
+    assert "load-worker" not in named.images, "the other cluster gets it when the load begins"
+    stack = alone.replace("load:\n", "stack: {name: vllm-sim}\nsteadyState: [openai.chat]\nload:\n", 1)
+    assert "load-worker" in of_text(stack, Path("demo.yaml")).images
