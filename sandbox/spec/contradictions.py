@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 from sandbox.spec.base import KeyPath, reach, seconds
@@ -161,7 +162,9 @@ def _no_request(raw: dict[str, Any], selector: Selector) -> list[str]:
 
 def _sent(raw: dict[str, Any], tag: str) -> list[str]:
     """The values of a tag that the load's requests have."""
-    mix = reach(raw, "load", "mix")
+    mix, own = reach(raw, "load", "mix"), reach(raw, "load", "locustfile")
+    if tag == "profile" and isinstance(own, str):
+        return [PurePath(own).stem]
     found = [reach(share, tag) for share in mix] if isinstance(mix, list) and mix else [reach(raw, "load", tag)]
     return [value for value in found if isinstance(value, str)]
 

@@ -267,3 +267,21 @@ def test_merged_percentiles_are_those_of_all_samples(parts: list[list[float]], d
     assert merged["count"] == len(pooled)
     for percent in (50, 90, 95, 99):
         assert merged[f"p{percent}"] == pytest.approx(float(np.percentile(pooled, percent)))
+
+
+def test_workers_that_freeze_for_seconds_end_the_load_with_the_reason(tmp_path: Path, timeline: Timeline) -> None:
+    """Locust gives up on workers that are silent for some seconds and would have the rest stop by themselves."""
+    with golden(settings(tmp_path)) as server:
+        arrivals = Arrivals(process="constant", rate=20)
+        load = runner.start(plan(server, timeline, arrivals, 60.0, processes=2), timeline)
+        workers = children(load.pid)
+        for worker in workers:
+            worker.suspend()
+        until(lambda: timeline.now() > load.started_at + 7)
+        for worker in workers:
+            worker.resume()
+        assert load.wait(30) == 0
+    events = list(read(timeline.path))
+    (ended,) = [event for event in events if isinstance(event, LoadFinished)]
+    assert ended.aborted == "Locust's master and workers lost each other"
+    assert ended.attempted == len(requests(events))

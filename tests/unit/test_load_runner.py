@@ -272,7 +272,7 @@ def test_a_load_process_that_hangs_is_ended_by_the_kernel(tmp_path: Path, timeli
             "from sandbox.load import worker\n"
             "sleep = time.sleep\n"
             "worker._SLACK = 0.0\n"
-            "worker.run = lambda plan: sleep(50)\n"
+            "worker._run = lambda *_: sleep(50)\n"
             "sys.exit(worker.main())\n"
         )
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "plan.json")], check=False, timeout=40)

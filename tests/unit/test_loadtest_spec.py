@@ -114,3 +114,13 @@ def test_pods_that_send_need_a_cluster_and_their_image() -> None:
     assert "load-worker" not in named.images, "the other cluster gets it when the load begins"
     stack = alone.replace("load:\n", "stack: {name: vllm-sim}\nsteadyState: [openai.chat]\nload:\n", 1)
     assert "load-worker" in of_text(stack, Path("demo.yaml")).images
+
+
+def test_a_locustfile_is_its_own_profile() -> None:
+    text = (
+        GOOD.split("  mix:", maxsplit=1)[0]
+        + "  locustfile: loadtests/mine.py\n  arrivals: {process: closed, users: 2}\n  duration: 9s\n"
+        + 'slo:\n  e2e{profile:mine}: ["med<=1s"]\n'
+    )
+    assert of_text(text, Path("demo.yaml")).load_in_words() == "loadtests/mine.py, 2 users, for 9 s"
+    assert "use {profile:mine}" in refusal(text.replace("profile:mine", "profile:yours"))
