@@ -2,65 +2,133 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sandbox import metrics
 from sandbox.errors import UsageError
 from sandbox.judge import judge
+from sandbox.judge.against import samples_needed
+from sandbox.spec.results import Results
 from sandbox.spec.scenario import Scenario
-from sandbox.spec.slo import parse_expression, parse_selector
-from sandbox.timeline import BaselineSamples, Event, RunStarted, read
+from sandbox.spec.slo import Expression, Selector, Threshold, parse_expression, parse_selector
+from sandbox.timeline import BaselineSamples, Event, LoadStarted, RunStarted, read
 
 _FIX = "give the folder of a run that passed, such as runs/<id>"
-# What has to be the same, else the difference would be that of two loads: (keys below `load`, what it is).
-_SAME = ("profile", "mix", "locustfile", "arrivals", "duration", "good", "keepAlive")
+# What has to be the same, else the difference would be that of two loads; seed and duration need not be.
+_SAME = ("profile", "mix", "locustfile", "arrivals", "keepAlive")
+_MAY_DIFFER = ("seed", "maxInFlight", "apiKeyEnv", "headers")
+# Whatever these say, it was not measured well. A threshold may be `invalid`: it had no baseline yet.
+_MUST_PASS = ("phase", "steady-state", "fault", "validity")
+_FEW = 5
 
 
-def asked(scenario: Scenario) -> list[str]:
-    """The selectors that a scenario's thresholds hold against a baseline."""
-    return [
-        text
-        for text, thresholds in scenario.slo.items()
-        if any(parse_expression(each.threshold, parse_selector(text).metric).relative for each in thresholds)
-    ]
+def asked(scenario: Scenario) -> Iterator[tuple[Selector, Expression, Threshold]]:
+    """Yield the thresholds of a scenario that are held against a baseline."""
+    for slo in (scenario.slo, scenario.validity):
+        for text, thresholds in slo.items():
+            selector = parse_selector(text)
+            for each in thresholds:
+                expression = parse_expression(each.threshold, selector.metric)
+                if expression.relative:
+                    yield selector, expression, each
 
 
 def samples_for(scenario: Scenario, folder: Path) -> list[BaselineSamples]:
     """Return what the run in `folder` measured of everything that `scenario` holds against a baseline, at t=0.
 
     Raises:
-        UsageError: there is no run, it did not pass, or its load was another one.
+        UsageError: nothing asks for a baseline; there is no run, it did not pass or could not be believed, its load
+            was another one, or it has too few samples.
     """
+    wanted = list(asked(scenario))
+    if not wanted:
+        fix = "write one such as ttft: ['p(50)<=baseline+10%'], or leave the baseline out"
+        raise UsageError("no threshold is held against a baseline", where=str(folder), fix=fix)
+    events, results = _judged(folder)
+    broken = [check for check in results.checks if check.group in _MUST_PASS and check.status != "pass"]
+    if results.verdict == "fail" or broken:
+        details = [f"{each.title}: {each.reason or each.observed}" for each in broken[:_FEW]]
+        raise UsageError(f"is no baseline: {results.headline}", where=str(folder), fix=_FIX, details=details)
+    if other := _differences(scenario, events, wanted):
+        raise UsageError("is another load, and cannot be compared", where=str(folder), details=other, fix=_FIX)
+    return _samples(scenario, folder, events, wanted)
+
+
+def _judged(folder: Path) -> tuple[list[Event], Results]:
     path = folder / "timeline.jsonl"
     if not path.is_file():
         raise UsageError("holds no timeline.jsonl", where=str(folder), fix=_FIX)
     try:
         events = list(read(path))
-        results = judge(events)
+        return events, judge(events)
     except ValueError as error:
         raise UsageError(f"cannot be read: {error}", where=str(path), fix=_FIX) from error
-    if results.verdict == "fail" or any(c.status != "pass" for c in results.checks if c.group in {"validity", "phase"}):
-        raise UsageError(f"is no baseline: {results.headline}", where=str(folder), fix=_FIX)
-    begun = next(event for event in events if isinstance(event, RunStarted))
-    earlier = Scenario.model_validate(begun.scenario)
-    _same_load(scenario, earlier, folder)
-    return [_of(text, scenario, events, begun.run_id, folder) for text in asked(scenario)]
 
 
-def _same_load(scenario: Scenario, earlier: Scenario, folder: Path) -> None:
-    now, before = (
-        each.load.model_dump(mode="json", by_alias=True) if each.load else {} for each in (scenario, earlier)
-    )
-    if other := [key for key in _SAME if now.get(key) != before.get(key)]:
-        details = [f"load.{key}: {now.get(key)} here, {before.get(key)} there" for key in other]
-        raise UsageError("is another load, and cannot be compared", where=str(folder), details=details, fix=_FIX)
+def _begun(events: list[Event]) -> RunStarted:
+    return next(event for event in events if isinstance(event, RunStarted))  # the judge has seen it
 
 
-def _of(text: str, scenario: Scenario, events: list[Event], run_id: str, folder: Path) -> BaselineSamples:
-    selector = parse_selector(text)
+def _differences(
+    scenario: Scenario, events: list[Event], wanted: list[tuple[Selector, Expression, Threshold]]
+) -> list[str]:
+    """Everything in which the two loads differ and that their figures depend on."""
+    earlier = Scenario.model_validate(_begun(events).scenario)
+    now, before = _essence(scenario), _essence(earlier)
+    found = [f"load.{key}: {now[key]} here, {before[key]} there" for key in _SAME if now[key] != before[key]]
+    served = next((event.model for event in events if isinstance(event, LoadStarted)), "")
+    named = _named_model(scenario)
+    if named is not None and named != served:
+        found.append(f"model: {named} here, {served or 'none'} there")
+    struck, then = ([use.model_dump(mode="json") for use in each.faults] for each in (scenario, earlier))
+    if struck != then and any(selector.tags.get("phase") != "baseline" for selector, _, _ in wanted):
+        found.append(f"faults: {_names(struck)} here, {_names(then)} there; {{phase:baseline}} alone can be compared")
+    return found
+
+
+def _essence(scenario: Scenario) -> dict[str, Any]:
+    load = scenario.load.model_dump(mode="json", by_alias=True) if scenario.load else {}
+
+    def shorn(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shorn(item) for key, item in value.items() if key not in _MAY_DIFFER and item is not None}
+        return [shorn(item) for item in value] if isinstance(value, list) else value
+
+    return {key: shorn(load.get(key)) for key in _SAME}
+
+
+def _named_model(scenario: Scenario) -> str | None:
+    """The model that a scenario names; None: the one that is served."""
+    if scenario.load is not None and scenario.load.endpoint is not None:
+        return scenario.load.endpoint.model
+    named = scenario.stack.values.get("model") if scenario.stack else None
+    return named if isinstance(named, str) else None
+
+
+def _names(uses: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{use['name']} {use['params']} at {use['at']}" for use in uses) or "none"
+
+
+def _samples(
+    scenario: Scenario, folder: Path, events: list[Event], wanted: list[tuple[Selector, Expression, Threshold]]
+) -> list[BaselineSamples]:
+    """Of each selector its samples, held to the limits of `good` that this scenario has."""
     limits = {str(name): limit for name, limit in scenario.load.good.items()} if scenario.load else {}
-    expression = next(
-        found for each in scenario.slo[text] if (found := parse_expression(each.threshold, selector.metric)).relative
-    )
-    samples = metrics.samples(metrics.record(events, limits), selector, expression)
-    return BaselineSamples(t=0.0, run_id=run_id, source=str(folder), selector=str(selector), samples=samples)
+    rec = metrics.record(events, limits)
+    run_id = _begun(events).run_id
+    found: dict[str, BaselineSamples] = {}
+    few: list[str] = []
+    for selector, expression, threshold in wanted:
+        name = str(selector)
+        if name not in found:
+            values = metrics.samples(rec, selector, expression)
+            found[name] = BaselineSamples(t=0.0, run_id=run_id, source=str(folder), selector=name, samples=values)
+        there, needed = len(found[name].samples), samples_needed(threshold, expression)
+        if there < needed:
+            few.append(f"{name} {threshold.threshold}: {there} samples, needs {needed}")
+    if few:
+        fix = "load for longer in the earlier run, or ask for a lower percentile"
+        raise UsageError("has too few samples to be a baseline", where=str(folder), details=few, fix=fix)
+    return list(found.values())

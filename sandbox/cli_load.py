@@ -112,7 +112,7 @@ def load(
     output: OutputOption = Output.text,
 ) -> None:
     """Load any OpenAI-compatible URL and judge it: `sandbox load URL --rate 20 --for 60s --slo 'ttft: p(95)<=1s'`."""
-    between = _range(search, users, trace) if search else None
+    between = _range(search, users, trace, baseline) if search else None
     arrivals = {"rate": between[0] if between else rate, "users": users, "trace": trace, "burstiness": burstiness}
     arrivals |= {"speed": speed, "think": think, "seed": seed, "maxInFlight": max_in_flight}
     arrivals["process"] = "closed" if users else "trace" if trace else process or ("gamma" if burstiness else "poisson")
@@ -236,9 +236,10 @@ def _thresholds(option: str, given: list[str] | None) -> dict[str, list[str]]:
     return found
 
 
-def _range(text: str, users: int | None, trace: str | None) -> tuple[float, float]:
-    if users or trace:
-        raise UsageError("--search looks for a rate: write it without --users and --trace", fix="leave them out")
+def _range(text: str, users: int | None, trace: str | None, baseline: Path | None) -> tuple[float, float]:
+    if users or trace or baseline:
+        words = "--search looks for a rate: write it without --users, --trace and --baseline"
+        raise UsageError(words, fix="leave them out")
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*\.\.\s*(\d+(?:\.\d+)?)\s*", text)
     low, high = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
     if not 0 < low < high:

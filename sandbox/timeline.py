@@ -113,7 +113,7 @@ class LoadAborted(_Event):
     """A threshold with `abortOnFail` was broken: the load is being ended."""
 
     type: Literal["load.aborted"] = "load.aborted"
-    threshold: str = Field(description="metric{tags} and its expression, as the scenario has them.")
+    threshold: str = Field(description="The check's id, such as slo/ttft/p(50)<=50ms.")
     observed: str
 
 

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import replace
 
-from sandbox import metrics
 from sandbox.judge.thresholds import check_threshold
+from sandbox.metrics import Record, Table
 from sandbox.progress import say
 from sandbox.spec.scenario import Scenario
-from sandbox.spec.slo import Threshold
-from sandbox.timeline import Event, FaultEvent, Follower, LoadAborted, LoadStarted, Request, Timeline
+from sandbox.spec.slo import Threshold, parse_selector
+from sandbox.timeline import Follower, LoadAborted, Timeline
 
 _EVERY = 1.0
+_SHARE = 0.05  # of one core, at the most: the load client may need the rest
 
 
 class Watch:
     """Looks every second, by the same rules as the judge: too few samples never abort, a proven breach does.
 
+    It looks less often where a look takes more than a twentieth of a second of processor time.
+
     Attributes:
+        record: what came so far; figures only, no requests.
         aborted: a threshold was broken, and the load is being ended.
     """
 
     def __init__(self, scenario: Scenario, timeline: Timeline, stop: Callable[[], object]) -> None:
         """Make ready; `stop` ends the load, and is called once."""
         limits = {str(name): limit for name, limit in scenario.load.good.items()} if scenario.load else {}
-        self._wanted = [(text, each) for text, all_ in scenario.slo.items() for each in all_ if each.abort_on_fail]
+        self._wanted: list[tuple[str, Threshold, bool]] = [
+            (text, each, validity)
+            for validity, slo in ((False, scenario.slo), (True, scenario.validity))
+            for text, thresholds in slo.items()
+            for each in thresholds
+            if each.abort_on_fail
+        ]
+        gaps = any(parse_selector(text).metric == "icl" for text, _, _ in self._wanted)
+        self.record = Record(limits, kept=False, table=Table(gaps=gaps))
         self.aborted = False
         self._timeline = timeline
         self._stop = stop
         self._follower = Follower(timeline.path)
-        self._limits = limits
-        self._requests: list[Request] = []
-        self._others: list[Event] = []
 
     @property
     def idle(self) -> bool:
@@ -42,30 +51,34 @@ class Watch:
 
     def run(self, over: threading.Event) -> None:
         """Look until `over`, or until a threshold is broken."""
-        while not self.idle and not over.wait(_EVERY):
+        pause = _EVERY
+        while not self.idle and not over.wait(pause):
+            begun = time.thread_time()
             if self.look():
                 return
+            pause = max(_EVERY, (time.thread_time() - begun) / _SHARE)
 
     def look(self) -> bool:
         """Read on and hold what came against each threshold that is due; whether the load was ended."""
         for event in self._follower.read():
-            if isinstance(event, Request):
-                self._requests.append(event)
-            elif isinstance(event, LoadStarted | FaultEvent):  # what phases are made of
-                self._others.append(event)
-        so_far = replace(metrics.record(self._others, self._limits), requests=self._requests)
-        began = so_far.load_started
-        if began is None or not self._requests:
-            return False
-        so_far = replace(so_far, end=max(so_far.end, self._requests[-1].t))
+            self.record.take(event)
+        began = self.record.load_started
+        if began is None or self.record.load_finished is not None or self.aborted:
+            return self.aborted
         lasted = self._timeline.now() - began
-        due = [(text, each) for text, each in self._wanted if lasted >= each.delay_abort_eval]
-        return any(self._broken(so_far, text, threshold) for text, threshold in due)
+        return any(
+            self._broken(text, threshold, validity=validity)
+            for text, threshold, validity in self._wanted
+            if lasted >= threshold.delay_abort_eval
+        )
 
-    def _broken(self, so_far: metrics.Record, text: str, threshold: Threshold) -> bool:
-        check = check_threshold(so_far, text, threshold)
+    def _broken(self, text: str, threshold: Threshold, *, validity: bool) -> bool:
+        # held as a promise first: of validity, too few samples are as `invalid` as a breach
+        check = check_threshold(self.record, text, threshold)
         if check.status != "fail":
             return False
+        if validity:
+            check = check_threshold(self.record, text, threshold, validity=True)
         say(f"{check.title}: {check.reason}; the load is ended (abortOnFail)")
         self._timeline.append(LoadAborted(t=self._timeline.now(), threshold=check.id, observed=check.observed))
         self.aborted = True

@@ -20,7 +20,6 @@ from sandbox.spec.slo import METRICS, Expression
 
 _RESAMPLES = 2000
 _MOST = 5000  # samples of each run; of more, as many are drawn
-_FEWEST = 20
 _SEED = 20231  # the same timeline is judged the same
 
 
@@ -45,24 +44,26 @@ class Compared:
 def compare(
     metric: str, expression: Expression, now: Sequence[float], before: Sequence[float], confidence: float
 ) -> Compared | None:
-    """Hold this run's samples against an earlier run's; None where either has too few to say anything.
+    """Hold this run's samples against an earlier run's; None where the earlier figure is 0 and nothing a share of it.
+
+    How many samples are enough is for the caller to ask: an interval of too few is too narrow.
 
     Args:
         metric: its name, which says whether it is a time or a share.
         expression: with `relative`; its bound is what is allowed.
-        now: this run's samples, as `sandbox.metrics.samples` gives them.
+        now: this run's samples, as `sandbox.metrics.samples` gives them; of a share ones and zeros.
         before: the earlier run's.
         confidence: of the interval, such as 0.95.
     """
-    if min(len(now), len(before)) < _FEWEST:
-        return None
     new, old = np.asarray(now, dtype=float), np.asarray(before, dtype=float)
     if METRICS[metric].kind == "trend":
+        if float(_figure(expression)(old, axis=-1)) <= 0:
+            return None
         change, low, high = _of_times(expression, new, old, confidence)
         evidence = [_ranks(new, old)]
     else:
         change, low, high = _of_shares(new, old, confidence)
-        evidence = []
+        evidence = [_counts(new, old)]
     lower_is_better = expression.operator == "<="
     allowed = expression.bound
     if lower_is_better:
@@ -120,3 +121,10 @@ def _ranks(new: Any, old: Any) -> str:
     found = stats.mannwhitneyu(new, old, alternative="two-sided")
     slower = found.statistic / (len(new) * len(old))
     return f"Mann-Whitney: a sample of this run is the greater one in {slower:.0%} of pairs, p = {found.pvalue:.2g}"
+
+
+def _counts(new: Any, old: Any) -> str:
+    """Shares of single requests as `sandbox.metrics.samples` gives them."""
+    yes, before = int(new.sum()), int(old.sum())
+    found = stats.fisher_exact([[yes, len(new) - yes], [before, len(old) - before]])
+    return f"Fisher's exact test: {yes} of {len(new)} against {before} of {len(old)}, p = {found.pvalue:.2g}"

@@ -2,55 +2,67 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-
 import numpy as np
 
-from sandbox.metrics import Record, good_fraction, phase_of, rate, span, trend
+from sandbox.metrics import Record, rate, span
+from sandbox.metrics.table import REQUEST_TAGS, Floats, Mask, Table
 from sandbox.spec.results import Summary
-from sandbox.timeline import Request
 
 _TRENDS = ("ttft", "ttft_intended", "tpot", "ntpot", "icl", "e2e", "sched_lag")
-_TAGS = ("tenant", "model", "profile")
+_PERCENTS = (50, 90, 95, 99)
+_MOST_VALUES = 20  # of one tag: a locustfile may name every request differently
 
 
 def summarise(rec: Record) -> list[Summary]:
-    """Figures of the whole load, of each phase, and of each tenant, model and profile where there are several."""
+    """Figures of the whole load, of each phase, and of each tenant, model and profile where there are several.
+
+    Those of a tag are told phase by phase too where there are several phases; of a tag with more than twenty values
+    the twenty of most requests.
+    """
     if rec.load_started is None:
         return []
     windows = rec.windows
+    everything = np.ones(len(rec.table), dtype=bool)
     names = [window.name for window in windows if window.kind == "phase"]
-    phases = {name: [each for each in rec.requests if phase_of(each, windows) == name] for name in names}
-    found = [_summary(rec, name, requests) for name, requests in [("all", rec.requests), *phases.items()]]
-    for tag in _TAGS:
-        values = sorted({each.tags[tag] for each in rec.requests if tag in each.tags})
-        for value in values if len(values) > 1 else ():
-            inside = [each for each in rec.requests if each.tags.get(tag) == value]
-            found.append(_summary(rec, "all", inside, {tag: value}))
+    phases = {"all": everything, **{name: rec.table.in_phase(name, windows) for name in names}}
+    found = [_summary(rec, name, chosen, {}) for name, chosen in phases.items()]
+    told = phases if len(names) > 1 else {"all": everything}
+    for tag in REQUEST_TAGS:
+        values = rec.table.values(tag)
+        for value in sorted(values[:_MOST_VALUES]) if len(values) > 1 else ():
+            inside = rec.table.tagged({tag: value})
+            found += [_summary(rec, name, chosen & inside, {tag: value}) for name, chosen in told.items()]
     return found
 
 
-def _summary(rec: Record, phase: str, requests: Sequence[Request], tags: dict[str, str] | None = None) -> Summary:
+def _summary(rec: Record, phase: str, chosen: Mask, tags: dict[str, str]) -> Summary:
     seconds = span(rec, None if phase == "all" else phase)
+    table, many = rec.table, int(chosen.sum())
+    answered = chosen & table.ended("ok")
     return Summary(
         phase=phase,
-        tags=tags or {},
-        requests=len(requests),
-        outcomes=dict(Counter(request.outcome for request in requests)),
-        good_fraction=good_fraction(requests, rec.limits),
-        request_rate=rate(requests, "request_rate", seconds),
-        token_rate=rate(requests, "token_rate", seconds),
-        percentiles={metric: _figures(trend(requests, metric)) for metric in _TRENDS},
+        tags=tags,
+        requests=many,
+        outcomes=table.outcomes(chosen),
+        good_fraction=float(table.good(rec.limits)[chosen].mean()) if many else None,
+        request_rate=rate(table, chosen, "request_rate", seconds),
+        token_rate=rate(table, chosen, "token_rate", seconds),
+        tokens_in=_prompts(table, answered),
+        tokens_out=int(table.tokens[answered].sum()),
+        percentiles={metric: _figures(table.samples(metric, chosen)) for metric in _TRENDS},
     )
 
 
-def _figures(values: Sequence[float]) -> dict[str, float | None]:
+def _prompts(table: Table, answered: Mask) -> int | None:
+    """Tokens of the prompts that were answered; None where the server did not say it of all: a part is no sum."""
+    told = table.prompt_tokens[answered]
+    return int(told.sum()) if len(told) and (told >= 0).all() else None
+
+
+def _figures(values: Floats) -> dict[str, float | None]:
     figures: dict[str, float | None] = {"count": float(len(values))}
-    if not values:
-        return figures | dict.fromkeys(("max", "min", "mean", "std", "p50", "p90", "p95", "p99"))
-    taken = np.asarray(values)
-    figures |= {"max": float(taken.max()), "min": float(taken.min()), "mean": float(taken.mean())}
-    figures["std"] = float(taken.std())
-    percents = (50, 90, 95, 99)
-    return figures | {f"p{n}": float(v) for n, v in zip(percents, np.percentile(taken, percents), strict=True)}
+    if not len(values):
+        return figures | dict.fromkeys(("max", "min", "mean", "std", *(f"p{n}" for n in _PERCENTS)))
+    figures |= {"max": float(values.max()), "min": float(values.min())}
+    figures |= {"mean": float(values.mean()), "std": float(values.std())}
+    return figures | {f"p{n}": float(v) for n, v in zip(_PERCENTS, np.percentile(values, _PERCENTS), strict=True)}

@@ -52,6 +52,10 @@ class Summary(Strict):
     good_fraction: float | None
     request_rate: float | None
     token_rate: float | None
+    tokens_in: int | None = Field(
+        default=None, description="Of the prompts that were answered; null where the server did not say it of each."
+    )
+    tokens_out: int = Field(default=0, description="Received in answers that ended `ok`.")
     percentiles: dict[str, dict[str, float | None]] = Field(
         description="metric -> {p50, p90, p95, p99, min, max, mean, std, count}; metrics ttft, ttft_intended, tpot, "
         "ntpot, icl, e2e, sched_lag"

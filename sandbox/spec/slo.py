@@ -95,6 +95,7 @@ AGGREGATIONS: dict[Kind, tuple[str, ...]] = {
     "value": ("value",),
 }
 _CONFIDENCE = 0.99
+CONFIDENCE = 0.95  # of what is said of an earlier run, unless a threshold says otherwise
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 _EXPRESSION = re.compile(
     r"^\s*(?P<agg>p\(\d+(?:\.\d+)?\)|[a-z]+)\s*(?P<op><=|>=|<|>|==|!=)\s*"
@@ -228,8 +229,16 @@ def _against_baseline(text: str, metric: str, match: re.Match[str], quantile: fl
         or not (kind == "trend" or _is_share(metric, match["agg"]))
     ):
         raise ValueError(f"{text!r}: only times and shares of requests can be held against a baseline, such as ttft")
-    if match["agg"] == "count":
-        raise ValueError(f"{text!r}: how many there are is not held against a baseline; hold their times against it")
+    if match["agg"] in {"count", "min", "max"}:
+        raise ValueError(
+            f"{text!r}: {match['agg']} is not held against a baseline, for two runs of one server differ in it; "
+            "use p(N), avg or med"
+        )
+    if metric == "icl":
+        raise ValueError(
+            f"{text!r}: the gaps of one answer are alike, so they are no samples of their own; "
+            "hold tpot against the baseline"
+        )
     if match["unit"] != "%":
         raise ValueError(f"{text!r}: what is allowed beyond the baseline is written in per cent, such as baseline+10%")
     worse = {("<=", "+"): 1.0, (">=", "-"): -1.0}.get((match["op"], match["sign"]))
@@ -263,7 +272,7 @@ class Threshold(Strict):
         json_schema_extra={"default": "0s"},
     )
     confidence: float = Field(
-        default=0.95, ge=0.8, le=0.999, description="With `baseline`: of the interval that decides."
+        default=CONFIDENCE, ge=0.8, le=0.999, description="With `baseline`: of the interval that decides."
     )
 
     @classmethod
@@ -280,17 +289,36 @@ class Threshold(Strict):
 Slo = dict[str, list[Threshold]]
 
 
-# Under way nobody knows what these will be in the end; of the others a breach is seen when it is there.
-_ONLY_AT_THE_END = ("requests", "ok", "request_rate", "token_rate", "time_to_recover")
+# Rates over a time that is not over: they say nothing before its end.
+_ONLY_AT_THE_END = ("request_rate", "token_rate")
+_ONLY_RISE = ("time_to_recover", "client_cpu")
 
 
-def _abort_mistakes(selector: Selector, expression: Expression, threshold: Threshold) -> list[str]:
-    if not threshold.abort_on_fail:
-        return []
+def _key_mistakes(selector: Selector, expression: Expression, threshold: Threshold) -> list[str]:
+    """Keys of a threshold that mean nothing beside its expression."""
+    problems = []
+    if threshold.abort_on_fail:
+        problems += _abort_mistakes(selector.metric, expression)
+    elif threshold.delay_abort_eval:
+        problems.append("delayAbortEval means nothing without `abortOnFail: true`")
+    if threshold.confidence != CONFIDENCE and not expression.relative:
+        problems.append("confidence means nothing without a baseline, as in <=baseline+10%")
+    return problems
+
+
+def _abort_mistakes(metric: str, expression: Expression) -> list[str]:
+    """Thresholds that nothing can break before the end: to abort on them would be to guess."""
+    known, operator = METRICS[metric], expression.operator
     if expression.relative:
         return ["abortOnFail: a baseline is compared when the load has ended; give a bound in figures to abort on"]
-    if METRICS[selector.metric].of != "requests" or selector.metric in _ONLY_AT_THE_END:
-        return [f"abortOnFail: {selector.metric} is known when all has ended, not before; leave it out"]
+    if known.of != "requests" or metric in _ONLY_AT_THE_END:
+        return [f"abortOnFail: {metric} is known when all has ended, not before; leave it out"]
+    counted = known.kind == "count" and expression.aggregation != "rate"
+    rises = counted or expression.aggregation in {"count", "max"} or metric in _ONLY_RISE
+    if rises and operator not in {"<", "<="}:
+        return [f"abortOnFail: {metric} is known when all has ended, not before: until then it rises; use <= or <"]
+    if expression.aggregation == "min" and operator not in {">", ">="}:
+        return [f"abortOnFail: the least {metric} is known when all has ended, not before: it falls; use >= or >"]
     return []
 
 
@@ -311,7 +339,7 @@ def check_slo(slo: Slo) -> Slo:
             except ValueError as error:
                 problems.append(((text, position), str(error)))
                 continue
-            problems += [((text, position), words) for words in _abort_mistakes(selector, expression, threshold)]
+            problems += [((text, position), words) for words in _key_mistakes(selector, expression, threshold)]
     if problems:
         raise Mistakes(problems)
     return slo

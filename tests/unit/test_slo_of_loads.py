@@ -22,7 +22,6 @@ from sandbox.timeline import (
     LoadAborted,
     LoadFinished,
     LoadStarted,
-    Request,
     Timeline,
     read,
 )
@@ -170,11 +169,11 @@ def test_half_a_line_is_not_read_until_it_is_whole(tmp_path: Path) -> None:
         file.write(lines[: len(lines) - 50])
         file.flush()
         watch.look()
-        assert len(watch._requests) == 19
+        assert len(watch.record.table) == 19
         file.write(lines[len(lines) - 50 :])
         file.flush()
         watch.look()
-    assert len(watch._requests) == 20
+    assert len(watch.record.table) == 20
     timeline.close()
 
 
@@ -302,10 +301,3 @@ def test_what_a_baseline_cannot_say_is_refused(metric: str, text: str, said: str
 def test_samples_of_an_outcome_are_ones_and_zeros() -> None:
     expression = parse_expression("rate<=baseline+1%", "truncated")
     assert (expression.relative, expression.bound) == (True, 0.01)
-
-
-def test_a_request_is_read_back_as_it_was_followed(tmp_path: Path) -> None:
-    watch, _, timeline = watching(tmp_path, SLOW, [*BEGUN, *GOOD[:3]], 3.0)
-    watch.look()
-    assert watch._requests == [event for event in read(timeline.path) if isinstance(event, Request)]
-    timeline.close()

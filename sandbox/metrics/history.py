@@ -1,0 +1,125 @@
+"""A timeline taken apart, event by event: of a run that is over, or of one that still goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from sandbox.metrics.pods import Pods
+from sandbox.metrics.table import Table
+from sandbox.spec.results import Window
+from sandbox.timeline import ClientBeat, Event, FaultEvent, LoadFinished, LoadStarted, PhaseChanged, Request
+
+# Written while and after a run is judged: to judge it again must give the same.
+_AFTERWARDS = ("judge", "report", "clean up")
+
+
+@dataclass(frozen=True)
+class FaultWindow:
+    """When one fault acted. `injected`/`proven`/`healed` are None where that never happened."""
+
+    index: int
+    name: str
+    started: float
+    injected: float | None
+    proven: float | None
+    healed: float | None
+
+
+@dataclass
+class Record:
+    """What a timeline holds, for everything that is asked of it.
+
+    Attributes:
+        limits: request-level limits in seconds (see `Load.good`).
+        pods: of the scenario's workloads.
+        kept: keep the requests themselves too, to show the worst of them; figures need only the table.
+        requests: in the order of the table's rows; empty where they are not kept.
+        end: when the last event came.
+    """
+
+    limits: dict[str, float] = field(default_factory=dict)
+    pods: Pods = field(default_factory=Pods)
+    kept: bool = True
+    table: Table = field(default_factory=Table)
+    requests: list[Request] = field(default_factory=list)
+    beats: list[ClientBeat] = field(default_factory=list)
+    load_started: float | None = None
+    load_finished: float | None = None
+    end: float = 0.0
+    _lives: dict[int, list[FaultEvent]] = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        """Go on by one event."""
+        if not (isinstance(event, PhaseChanged) and event.name in _AFTERWARDS):
+            self.end = max(self.end, event.t)
+        match event:
+            case Request():
+                self.table.append(event)
+                if self.kept:
+                    self.requests.append(event)
+            case ClientBeat():
+                self.beats.append(event)
+            case FaultEvent():
+                self._lives.setdefault(event.index, []).append(event)
+            case LoadStarted():
+                self.load_started = event.t
+            case LoadFinished():
+                self.load_finished = event.t
+            case _:
+                self.pods.take(event)
+
+    @property
+    def faults(self) -> list[FaultWindow]:
+        """Of each fault that was begun, when it acted."""
+        return [_life(life) for life in self._lives.values()]
+
+    @property
+    def windows(self) -> list[Window]:
+        """Phases of the load that tile it - baseline, fault, recovery - and one window per fault."""
+        if self.load_started is None:
+            return []
+        begin, end = self.load_started, max(self.load_finished or self.end, self.load_started)
+        acted = [fault for fault in self.faults if fault.injected is not None]
+        faults = [
+            Window(
+                name=fault.name, kind="fault", start=fault.started, end=end if fault.healed is None else fault.healed
+            )
+            for fault in acted
+        ]
+        if not faults:
+            return [Window(name="baseline", kind="phase", start=begin, end=end)]
+        first = min(window.start for window in faults)
+        last = min(max(window.end for window in faults), end)
+        phases = [("baseline", begin, first), ("fault", first, last), ("recovery", last, end)]
+        return [Window(name=name, kind="phase", start=start, end=stop) for name, start, stop in phases] + faults
+
+
+def record(
+    events: Iterable[Event], limits: dict[str, float] | None = None, workloads: dict[str, str] | None = None
+) -> Record:
+    """Take a run's events apart.
+
+    Args:
+        events: of one run.
+        limits: request-level limits in seconds (see `Load.good`).
+        workloads: those of the scenario, each with the `because` it has, if any.
+    """
+    found = Record(limits or {}, Pods(workloads or {}))
+    for event in events:
+        found.take(event)
+    return found
+
+
+def _life(life: Sequence[FaultEvent]) -> FaultWindow:
+    first: dict[str, float] = {}
+    for event in life:
+        first.setdefault(event.state, event.t)
+    return FaultWindow(
+        index=life[0].index,
+        name=life[0].fault,
+        started=first.get("started", life[0].t),
+        injected=first.get("injected"),
+        proven=first.get("proven"),
+        healed=first.get("healed"),
+    )
