@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from sandbox import cluster, images
@@ -17,8 +18,6 @@ from sandbox.progress import say
 from sandbox.spec.loadtest import Endpoint, Load, Workers
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sandbox.run import Run
 
 IMAGE = "load-worker"
@@ -42,6 +41,8 @@ class Sending(Protocol):
 
 def start_load(run: Run, wanted: Load, halt: ExitStack) -> Sending:
     """Start the load, after requests that are not measured, with streams of known send times beside it."""
+    if wanted.locustfile is not None:
+        runner.check_locustfile(Path(wanted.locustfile))
     url, model = _target(run, wanted)
     say(f"load: {run.plan.load_in_words()}")
     if wanted.workers.pods is not None:

@@ -132,7 +132,7 @@ class LoadFinished(_Event):
 
     type: Literal["load.finished"] = "load.finished"
     attempted: int
-    aborted: str = Field(default="", description="The threshold that ended it early, if one did.")
+    aborted: str = Field(default="", description="Why it ended early, if it did.")
 
 
 class FaultEvent(_Event):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import websocket
 
@@ -61,5 +62,8 @@ class Stream:
             return
 
     def close(self) -> None:
-        """Cut the connection: its standard input ends."""
+        """Cut the connection: its standard input ends, and so does `read` in whatever thread."""
+        with suppress(OSError):  # it may be cut already
+            if self._link.sock is not None:
+                self._link.sock.shutdown(socket.SHUT_RDWR)  # closing alone would leave a reader waiting
         self._held.close()

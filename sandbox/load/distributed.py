@@ -252,8 +252,8 @@ def _lead(plan: LoadPlan, crew: _Crew, notes: list[str], say: Callable[[str], No
     say(f"started {recorder.started(t0)}")
     remark(plan, notes)
     watching = gevent.spawn(crew.watch)
-    why = conductor.conduct(t0, crew.over) if conductor else ""
     if conductor:
+        remark(plan, [conductor.conduct(t0, crew.over)], "info")
         crew.tell(_FINISH)
     whole = crew.until(lambda: len(crew.finished) == crew.many)
     watching.kill()
@@ -264,7 +264,7 @@ def _lead(plan: LoadPlan, crew: _Crew, notes: list[str], say: Callable[[str], No
         remark(plan, [f"{crew.lost}: what it had not written is missing"], "error")
         return complain(crew.lost)
     recorder.attempted = sum(told["attempted"] for told in crew.finished.values())
-    recorder.finished(crew.stopping or why, sum(told["left_out"] for told in crew.finished.values()))
+    recorder.finished(crew.stopping, sum(told["left_out"] for told in crew.finished.values()))
     broke = [told["broke"] for told in crew.finished.values() if told["broke"]]
     return complain(f"the load client broke: {broke[0]}") if broke else 0
 

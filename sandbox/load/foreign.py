@@ -307,7 +307,7 @@ class Conductor:
         self._shape_ended = Event()
 
     def conduct(self, t0: int, over: Event) -> str:
-        """From clock reading `t0` on, have Locust run the users; returns at the end, with why, if it came early.
+        """From clock reading `t0` on, have Locust run the users; returns at the end, with a note, if a shape set it.
 
         `over`: set it to end sooner. The users are then still at work.
         """
@@ -324,7 +324,9 @@ class Conductor:
         left = t0 / 1e9 + self._plan.duration - time.monotonic_ns() / 1e9
         gevent.wait([over, self._shape_ended], timeout=max(0.0, left), count=1)
         early = self._shape_ended.is_set() and not over.is_set()
-        return f"{type(shape).__name__} ended the load" if early else ""
+        after = time.monotonic_ns() / 1e9 - t0 / 1e9
+        named = f"{type(shape).__name__} ended the load after {after:.1f} of at most {self._plan.duration:g} s"
+        return f"{self._plan.locustfile}: {named}" if early else ""
 
     def _hold(self, shape: LoadTestShape) -> None:
         """Notice the shape's end, in place of Locust, which would end the workers before they told all they saw."""

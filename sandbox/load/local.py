@@ -51,8 +51,7 @@ def run(plan: LoadPlan, say: Callable[[str], None]) -> int:
     remark(plan, notes)
     pulse = gevent.spawn(session.pulse)
     if plan.locustfile is not None:
-        why = foreign.Conductor(plan, runner).conduct(t0, session.over)
-        session.aborted = session.aborted or why
+        remark(plan, [foreign.Conductor(plan, runner).conduct(t0, session.over)], "info")
         session.over.set()
     session.settle()
     session.done.set()
@@ -111,7 +110,7 @@ def settle_memory() -> None:
 def remark(plan: LoadPlan, notes: Iterable[str], level: str = "warning") -> None:
     """Write notes into the timeline."""
     with Timeline(plan.timeline, plan.epoch_ns) as timeline:
-        for message in notes:
+        for message in filter(None, notes):
             timeline.append(Note.model_validate({"t": timeline.now(), "level": level, "message": message}))
 
 

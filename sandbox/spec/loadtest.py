@@ -231,6 +231,8 @@ class Load(Strict):
             problems.append("write exactly one of `profile`, `mix` or `locustfile`")
         if self.locustfile is not None and self.arrivals.process != "closed":
             problems.append("a `locustfile` brings its own users: write `arrivals: {process: closed, users: N}`")
+        if self.locustfile is not None and self.endpoint and (self.endpoint.api_key_env or self.endpoint.headers):
+            problems.append("a `locustfile` brings keys and headers of its own: leave those of `endpoint` out")
         if (staged := self.arrivals.staged) is not None and abs(staged - self.duration) > _ROUNDING * staged:
             problems.append(f"the stages take {staged:g}s together; leave `duration` out, or make it so long")
         if problems:

@@ -118,9 +118,10 @@ def test_pods_that_send_need_a_cluster_and_their_image() -> None:
 
 def test_a_locustfile_is_its_own_profile() -> None:
     text = (
-        GOOD.split("  mix:", maxsplit=1)[0]
+        GOOD.split("  mix:", maxsplit=1)[0].replace(", apiKeyEnv: KEY", "")
         + "  locustfile: loadtests/mine.py\n  arrivals: {process: closed, users: 2}\n  duration: 9s\n"
         + 'slo:\n  e2e{profile:mine}: ["med<=1s"]\n'
     )
     assert of_text(text, Path("demo.yaml")).load_in_words() == "loadtests/mine.py, 2 users, for 9 s"
+    assert "brings keys and headers of its own" in refusal(text.replace('8000"', '8000", apiKeyEnv: KEY'))
     assert "use {profile:mine}" in refusal(text.replace("profile:mine", "profile:yours"))
