@@ -11,7 +11,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ from sandbox.load.client import Exchange, base_url
 from sandbox.load.outcome import outcome_of
 from sandbox.load.plan import LoadPlan
 from sandbox.load.record import Recorder
-from sandbox.load.session import beat, keep_the_end
+from sandbox.load.session import Playing, beat, keep_the_end
 from sandbox.load.user import EXCHANGE, PART_OF, StreamingUser
-from sandbox.timeline import Note, Request, Timeline
+from sandbox.timeline import Request
 
 ENDED = "the locustfile ended the load"
 _ENDS_BY_ITSELF = 86400.0
@@ -130,29 +129,14 @@ def hosts_of_their_own(plan: LoadPlan, loaded: Loaded) -> list[str]:
     ]
 
 
-class Foreign:
-    """One process's part of such a load: Locust's runner spawns and ends the users, this writes what they did.
-
-    Attributes:
-        stopping: set when the load is ended early.
-        over: set when the load's time is up.
-        done: set when everything has ended.
-        crashed: what broke this client itself, if something did.
-        aborted: why the load was ended early; empty: it was not.
-    """
+class Foreign(Playing):
+    """One process's part of such a load: Locust's runner spawns and ends the users, this writes what they did."""
 
     def __init__(self, plan: LoadPlan, recorder: Recorder, runner: Runner) -> None:
         """Listen to every request from now on; `runner` has the users of this process."""
-        self.plan = plan
-        self.stopping = Event()
-        self.over = Event()
-        self.done = Event()
-        self.crashed: BaseException | None = None
-        self.aborted = ""
-        self.recorder = recorder
+        super().__init__(plan, recorder)
         self._runner = runner
         self._give_back = keep_the_end(runner, lambda: self.stop(ENDED))
-        self._timeline = Timeline(plan.timeline, plan.epoch_ns)
         self._raised: Counter[str] = Counter()
         for hook, listener in (
             (runner.environment.events.request, self._request),
@@ -160,25 +144,8 @@ class Foreign:
         ):
             hook.add_listener(listener)  # type: ignore[no-untyped-call]  # Locust's
 
-    @property
-    def attempted(self) -> int:
-        """Requests written so far."""
-        return self.recorder.attempted
-
-    @property
-    def left_out(self) -> int:
-        """Only the users know what they had in flight; a note says how many users were ended."""
-        return 0
-
     def start(self, t0: int, first_user: int = 0) -> None:
         """The load begins at clock reading `t0`; Locust's runner, here or in the master, starts the users."""
-
-    def stop(self, why: str) -> None:
-        """End the load early; `why` goes into the timeline."""
-        if not self.stopping.is_set():
-            self.aborted = why
-            self.stopping.set()
-            self.over.set()
 
     def settle(self) -> None:
         """When the load's time is up, let the users end their tasks; end those that take longer than a request may."""
@@ -197,8 +164,7 @@ class Foreign:
             self._note(f"{said} ({times} times) in a task: Locust told of no request, so nothing is counted for it")
 
     def _note(self, message: str) -> None:
-        message = f"{self.plan.locustfile}: {message}"
-        self._timeline.append(Note(t=self._timeline.now(), level="warning", message=message))
+        self.recorder.warn(f"{self.plan.locustfile}: {message}")
 
     def pulse(self) -> None:
         """Beat until everything has ended; how many requests are in flight only the users know: they are counted."""
@@ -227,14 +193,11 @@ class Foreign:
             tags = {"model": self.plan.model, "profile": self._stem, "name": str(name), **self.plan.tags}
             exchange = context.get(EXCHANGE)
             if isinstance(exchange, Exchange):
-                event = whole(exchange, self._seconds, tags)
+                self.recorder.exchanged(exchange.began, exchange, tags)  # a user sends when it likes: it is on schedule
             else:
-                event = self._event(response_time, exception, response, start_time, tags)
-            self._timeline.append(event)
-            self.recorder.attempted += 1
+                self.recorder.write(self._event(response_time, exception, response, start_time, tags))
         except Exception as error:  # noqa: BLE001 - Locust would log it and go on, and a request be missing
-            self.crashed = error
-            self.stop(f"the load client itself broke: {error!r} at {request_type} {name}")
+            self.broke(error, f" at {request_type} {name}")
 
     @property
     def _stem(self) -> str:
@@ -250,7 +213,7 @@ class Foreign:
     ) -> Request:
         """What Locust tells: how long it took, and, of its own HTTP users, when it began on the wall clock."""
         took = (response_time or 0.0) / 1e3
-        now = self._timeline.now()
+        now = self.recorder.now()
         began = now - took if start_time is None else now - max(took, time.time() - start_time)
         outcome, status, detail = outcome_of(exception, response)
         return Request(
@@ -262,31 +225,6 @@ class Foreign:
             detail=detail,
             tags=tags,
         )
-
-    def _seconds(self, clock: int) -> float:
-        return (clock - self.plan.epoch_ns) / 1e9
-
-
-def whole(exchange: Exchange, seconds: Callable[[int], float], tags: dict[str, str]) -> Request:
-    """A request of our own client's, with every time it knows; a user sends when it likes, so it is on schedule."""
-    reply = exchange.reply
-    times = reply.arrivals
-    return Request(
-        t=seconds(time.monotonic_ns() if reply.end is None else reply.end),
-        scheduled=seconds(exchange.began),
-        sent=seconds(exchange.began) if exchange.sent else None,
-        first=seconds(times[0]) if times else None,
-        last=seconds(times[-1]) if times else None,
-        chunks=len(times),
-        tokens=reply.tokens,
-        prompt_tokens=reply.prompt_tokens,
-        gaps=[(after - before) / 1e9 for before, after in pairwise(times)],
-        outcome=reply.outcome,
-        status=reply.status,
-        detail=reply.detail,
-        server=reply.server,
-        tags=tags,
-    )
 
 
 def introduce(runner: Runner) -> None:

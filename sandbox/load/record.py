@@ -42,10 +42,14 @@ class Recorder:
         return at
 
     def request(self, scheduled: int, exchange: Exchange, number: str, share: int) -> Request:
-        """Write what became of one request and return it."""
+        """Write what became of one request of a share and return it."""
+        return self.exchanged(scheduled, exchange, self._numbered(number, share))
+
+    def exchanged(self, scheduled: int, exchange: Exchange, tags: dict[str, str]) -> Request:
+        """Write what became of one request, with every time our client knows, and return it."""
         reply = exchange.reply
         times = reply.arrivals
-        return self._write(
+        return self.write(
             Request(
                 t=self._seconds(time.monotonic_ns() if reply.end is None else reply.end),
                 scheduled=self._seconds(scheduled),
@@ -60,14 +64,14 @@ class Recorder:
                 status=reply.status,
                 detail=reply.detail,
                 server=reply.server,
-                tags=self._numbered(number, share),
+                tags=tags,
             )
         )
 
     def dropped(self, scheduled: int, number: str, share: int, in_flight: int) -> Request:
         """Write an arrival that could not start: too many requests were in flight."""
         detail = f"{in_flight} requests were in flight, the most allowed (maxInFlight)"
-        return self._write(
+        return self.write(
             Request(
                 t=self._timeline.now(),
                 scheduled=self._seconds(scheduled),
@@ -86,9 +90,18 @@ class Recorder:
         """Write the end. `left_out` requests were cut by our own stop: no failure of the server's, so not counted."""
         now = self._timeline.now()
         if left_out:
-            message = f"{left_out} requests in flight were cut by the early stop and are not counted"
-            self._timeline.append(Note(t=now, level="warning", message=message))
+            self.warn(f"{left_out} requests in flight were cut by the early stop and are not counted")
         self._timeline.append(LoadFinished(t=now, attempted=self.attempted, aborted=aborted))
+
+    def warn(self, message: str) -> None:
+        """Write a line for the reader."""
+        self._timeline.append(Note(t=self._timeline.now(), level="warning", message=message))
+
+    def write(self, event: Request) -> Request:
+        """Write and count a request, and return it."""
+        self._timeline.append(event)
+        self.attempted += 1
+        return event
 
     def now(self) -> float:
         """Seconds since the run began."""
@@ -100,11 +113,6 @@ class Recorder:
     def _numbered(self, number: str, share: int) -> dict[str, str]:
         tags = self._tags[share]
         return {**tags, "number": number} if self._plan.number_requests else tags
-
-    def _write(self, event: Request) -> Request:
-        self._timeline.append(event)
-        self.attempted += 1
-        return event
 
 
 class Pulse:

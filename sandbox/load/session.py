@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import count
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import gevent
 from gevent.event import Event
@@ -35,7 +36,7 @@ _SLACK = 1.0
 _LOOK = 0.05
 
 
-class Playing(Protocol):
+class Playing(ABC):
     """One process's part of a load, whoever decides what is sent: a plan, or a locustfile of the user's own.
 
     Attributes:
@@ -44,56 +45,62 @@ class Playing(Protocol):
         done: set when everything has ended.
         crashed: what broke this client itself, if something did.
         aborted: why the load was ended early; empty: it was not.
+        left_out: requests in flight that an early stop cut; not counted as requests. Of a locustfile only its users
+            know what they had in flight: a note says how many users were ended.
     """
 
-    stopping: Event
-    over: Event
-    done: Event
-    crashed: BaseException | None
-    aborted: str
-
-    @property
-    def attempted(self) -> int:
-        """Requests written so far."""
-
-    @property
-    def left_out(self) -> int:
-        """Requests in flight that an early stop cut; not counted as requests."""
-
-    def start(self, t0: int, first_user: int = 0) -> None:
-        """The load begins at clock reading `t0`; `first_user`: how many users other processes have before ours."""
-
-    def stop(self, why: str) -> None:
-        """Start no further request; `why` goes into the timeline."""
-
-    def settle(self) -> None:
-        """Return when everything has ended, or was ended."""
-
-    def pulse(self) -> None:
-        """Beat until everything has ended."""
-
-
-class Session:
-    """The state that the users of one load share. Of several workers, each has one, and takes every n-th arrival.
-
-    Attributes:
-        go: set when the first arrival may start; users wait for it.
-        stopping: set when the load is ended early.
-        over: set when no further request may start.
-        done: set when everything has ended.
-        crashed: what broke this client itself, if something did.
-    """
-
-    def __init__(self, plan: LoadPlan, environment: Environment, recorder: Recorder, place: tuple[int, int]) -> None:
-        """Make ready. `place`: which worker this is, counted from 0, and of how many."""
+    def __init__(self, plan: LoadPlan, recorder: Recorder) -> None:
+        """Make ready."""
         self.plan = plan
-        self.go = Event()
+        self.recorder = recorder
         self.stopping = Event()
         self.over = Event()
         self.done = Event()
         self.crashed: BaseException | None = None
         self.aborted = ""
-        self.recorder = recorder
+        self.left_out = 0
+
+    @property
+    def attempted(self) -> int:
+        """Requests written so far, dropped ones included."""
+        return self.recorder.attempted
+
+    @abstractmethod
+    def start(self, t0: int, first_user: int = 0) -> None:
+        """The load begins at clock reading `t0`; `first_user`: how many users other processes have before ours."""
+
+    def stop(self, why: str) -> None:
+        """Start no further request; `why` goes into the timeline."""
+        if not self.stopping.is_set():
+            self.aborted = why
+            self.stopping.set()
+            self.over.set()
+
+    def broke(self, error: Exception, where: str = "") -> None:
+        """End the load for a bug of ours: it must never look like a request that was not made."""
+        self.crashed = error
+        self.stop(f"the load client itself broke: {error!r}{where}")
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Return when everything has ended, or was ended."""
+
+    @abstractmethod
+    def pulse(self) -> None:
+        """Beat until everything has ended."""
+
+
+class Session(Playing):
+    """The state that the users of one load share. Of several workers, each has one, and takes every n-th arrival.
+
+    Attributes:
+        go: set when the first arrival may start; users wait for it.
+    """
+
+    def __init__(self, plan: LoadPlan, environment: Environment, recorder: Recorder, place: tuple[int, int]) -> None:
+        """Make ready. `place`: which worker this is, counted from 0, and of how many."""
+        super().__init__(plan, recorder)
+        self.go = Event()
         self._environment = environment
         self._index, self._of = place
         self._target = resolve(plan.url, plan.ca_file)
@@ -103,7 +110,6 @@ class Session:
         self._numbers = count(self._index + 1, self._of)
         self._users = count()
         self._active = 0
-        self._left_out = 0
         self._first_user = 0
         self.t0 = 0
 
@@ -119,28 +125,11 @@ class Session:
             reader=read_green,
         )
 
-    @property
-    def left_out(self) -> int:
-        """Requests in flight that an early stop cut; not counted as requests."""
-        return self._left_out
-
-    @property
-    def attempted(self) -> int:
-        """Requests written so far, dropped ones included."""
-        return self.recorder.attempted
-
     def start(self, t0: int, first_user: int = 0) -> None:
         """Let the users go; the first arrival lies at clock reading `t0`. `first_user`: users before ours elsewhere."""
         self.t0 = t0
         self._first_user = first_user
         self.go.set()
-
-    def stop(self, why: str) -> None:
-        """Start no further request; `why` goes into the timeline."""
-        if not self.stopping.is_set():
-            self.aborted = why
-            self.stopping.set()
-            self.over.set()
 
     def follow_the_plan(self) -> None:
         """What each user does from its first moment to its last."""
@@ -151,7 +140,7 @@ class Session:
             else:
                 self._closed_loop(self._first_user + next(self._users))
         except Exception as error:  # noqa: BLE001 - Locust would log it and start over
-            self._broke(error)
+            self.broke(error)
 
     def _open_loop(self) -> None:
         """Begin each conversation at its time, whatever became of those before; at the cap drop, never delay."""
@@ -199,9 +188,9 @@ class Session:
         while self._flight and time.monotonic() < limit and not self.stopping.is_set():
             self._flight.join(timeout=_JOIN_STEP)
         self._flight.join(timeout=self.plan.grace if self.aborted else 0)
-        self._left_out = self._active
-        if self._left_out and not self.aborted:  # each has a limit of its own: to outlive it is a bug of ours
-            self.aborted = f"{self._left_out} requests outlived their own time limit"
+        self.left_out = self._active
+        if self.left_out and not self.aborted:  # each has a limit of its own: to outlive it is a bug of ours
+            self.aborted = f"{self.left_out} requests outlived their own time limit"
         self._flight.kill()
 
     def pulse(self) -> None:
@@ -217,16 +206,12 @@ class Session:
         return not self.stopping.is_set()
 
     def _guarded(self, scheduled: int, number: int, share: int, conversation: Conversation) -> str:
-        """One conversation. A bug of ours ends the load: it must never look like a request that was not made."""
+        """One conversation. A bug of ours ends the load."""
         try:
             return self._converse(scheduled, number, share, conversation)
         except Exception as error:  # noqa: BLE001 - kept, told and turned into exit code 1 by the worker
-            self._broke(error)
+            self.broke(error)
             return ""
-
-    def _broke(self, error: Exception) -> None:
-        self.crashed = error
-        self.stop(f"the load client itself broke: {error!r}")
 
     def _converse(self, scheduled: int, number: int, share: int, conversation: Conversation) -> str:
         """Send turn after turn; returns the outcome of the last. After the load's end no further turn starts."""
