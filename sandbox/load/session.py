@@ -31,6 +31,7 @@ from sandbox.load.record import Pulse, Recorder
 from sandbox.load.traffic import Answer, Conversation, Traffic, Turn
 
 _AFTER_FAILURE = 0.1
+_ANSWERED = ("ok", "guardrail_blocked")
 _JOIN_STEP = 0.1
 _SLACK = 1.0
 _LOOK = 0.05
@@ -103,6 +104,7 @@ class Session(Playing):
         self.go = Event()
         self._environment = environment
         self._index, self._of = place
+        self._cap = -(-plan.arrivals.max_in_flight // self._of)
         self._target = resolve(plan.url, plan.ca_file)
         self._clients = [self._client(share) for share in plan.shares]
         self._traffic = Traffic(plan.shares, plan.arrivals.seed)
@@ -129,6 +131,7 @@ class Session(Playing):
         """Let the users go; the first arrival lies at clock reading `t0`. `first_user`: users before ours elsewhere."""
         self.t0 = t0
         self._first_user = first_user
+        gevent.spawn_later(max(0.0, (t0 - time.monotonic_ns()) / 1e9 + self.plan.duration), self.over.set)
         self.go.set()
 
     def follow_the_plan(self) -> None:
@@ -144,9 +147,7 @@ class Session(Playing):
 
     def _open_loop(self) -> None:
         """Begin each conversation at its time, whatever became of those before; at the cap drop, never delay."""
-        arrivals = self.plan.arrivals
-        cap = -(-arrivals.max_in_flight // self._of)
-        for position, due in enumerate(schedule(arrivals, self.plan.duration, self.plan.rows)):
+        for position, due in enumerate(schedule(self.plan.arrivals, self.plan.duration, self.plan.rows)):
             if position % self._of != self._index:
                 continue
             at = self.t0 + int(due.at * 1e9)
@@ -154,36 +155,32 @@ class Session(Playing):
                 return
             number = next(self._numbers)
             share, conversation = self._traffic.begin(number, due.row)
-            if self._active >= cap:
+            if self._active >= self._cap:
                 self._drop(at, str(number), share)
             else:
                 self._flight.spawn(self._guarded, at, number, share, conversation)
-        self._until(self.t0 + int(self.plan.duration * 1e9))
-        self.over.set()
 
     def _closed_loop(self, user: int) -> None:
         """Send, wait for the answer, think, send again, until the time is up."""
         arrivals = self.plan.arrivals
         end = self.t0 + int(self.plan.duration * 1e9)
         dice = random.Random(f"think/{arrivals.seed}/{user}")  # noqa: S311 - reproducible, nothing secret
-        self._until(self.t0 + (int(user / arrivals.spawn_rate * 1e9) if arrivals.spawn_rate else 0))
+        self._until(min(end, self.t0 + (int(user / arrivals.spawn_rate * 1e9) if arrivals.spawn_rate else 0)))
         while time.monotonic_ns() < end and not self.over.is_set():
             number = next(self._numbers)
             share, conversation = self._traffic.begin(number)
             job = self._flight.spawn(self._guarded, time.monotonic_ns(), number, share, conversation)
             gevent.wait([job, self.stopping], count=1)
-            if job.value == "connect_error":  # refused at once: a user would not try ten thousand times a second
+            if job.value not in _ANSWERED:  # refused at once: a user would not try ten thousand times a second
                 self.over.wait(_AFTER_FAILURE)
             if arrivals.think is not None:
-                self.over.wait(min(arrivals.think.draw(dice), max(0.0, (end - time.monotonic_ns()) / 1e9)))
-        self._until(end)
-        self.over.set()
+                self.over.wait(arrivals.think.draw(dice))
 
     def settle(self) -> None:
         """Wait for the users, then for what is in flight, within its own limits."""
         if self._environment.runner is not None:
             gevent.joinall(list(self._environment.runner.user_greenlets))
-        self.over.set()
+        self.over.wait()
         limit = time.monotonic() + self.plan.timeout + _SLACK
         while self._flight and time.monotonic() < limit and not self.stopping.is_set():
             self._flight.join(timeout=_JOIN_STEP)
@@ -218,7 +215,7 @@ class Session(Playing):
         turn = next(conversation)
         for position in count():
             name = f"{number}.{position}" if position else str(number)
-            if position and self._active >= self.plan.arrivals.max_in_flight // self._of:
+            if position and self._active >= self._cap:
                 self._drop(scheduled, name, share)
                 return "dropped"
             answer, ended = self._one(scheduled, name, share, turn)

@@ -162,6 +162,35 @@ def test_users_in_a_closed_loop_wait_for_their_answers(tmp_path: Path, timeline:
     assert most <= 4
 
 
+def test_no_turn_of_a_conversation_starts_after_the_end(tmp_path: Path, timeline: Timeline) -> None:
+    talk = {"turns": {"kind": "fixed", "tokens": 20}, "think": "200ms"}
+    profile = Profile.model_validate({**PROFILE.model_dump(by_alias=True, exclude_defaults=True), "conversation": talk})
+    with golden(settings(tmp_path, ["ok"])) as server:
+        arrivals = Arrivals(process="closed", users=1)
+        load = runner.start(plan(server, timeline, arrivals, 1.0, {"profile": profile}), timeline)
+        assert load.wait(30) == 0
+    seen = requests(list(read(timeline.path)))
+    assert 3 <= len(seen) <= 5
+    assert max(request.scheduled for request in seen) < load.started_at + 1.0
+
+
+def test_users_that_would_come_after_the_end_do_not_keep_the_load_waiting(tmp_path: Path, timeline: Timeline) -> None:
+    with golden(settings(tmp_path, ["ok"])) as server:
+        arrivals = Arrivals(process="closed", users=4, spawn_rate=0.2)
+        load = runner.start(plan(server, timeline, arrivals, 1.0), timeline)
+        assert load.wait(8) == 0
+    finished = list(read(timeline.path))[-1]
+    assert isinstance(finished, LoadFinished)
+    assert finished.t < load.started_at + 4
+
+
+def test_a_user_that_is_refused_at_once_does_not_hammer(tmp_path: Path, timeline: Timeline) -> None:
+    with golden(settings(tmp_path, ["http_error"])) as server:
+        load = runner.start(plan(server, timeline, Arrivals(process="closed", users=2), 1.0), timeline)
+        assert load.wait(30) == 0
+    assert 4 <= len(requests(list(read(timeline.path)))) <= 22
+
+
 def test_an_early_stop_cuts_what_is_in_flight_and_does_not_blame_the_server(tmp_path: Path, timeline: Timeline) -> None:
     with golden(settings(tmp_path, ["mute"])) as server:
         wanted = plan(server, timeline, Arrivals(process="constant", rate=10), 60.0, timeout=60.0, grace=0.2)
