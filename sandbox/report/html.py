@@ -8,18 +8,20 @@ import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sandbox.report import charts, charts_pace, charts_share, pods, series, text
-from sandbox.report.drawing import Chart
+from sandbox.report import pods, series, text
 from sandbox.report.files import write_atomic
 from sandbox.report.series import Load
 from sandbox.spec.attack import LAYERS
 from sandbox.spec.results import Check, Results, Status, Window
 from sandbox.timeline import AttackEvent, Event, LoadStarted, PhaseChanged, RunStarted
+
+if TYPE_CHECKING:
+    from sandbox.report.drawing import Chart
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LINE_LIMIT = 1200  # characters of one line of evidence
@@ -130,6 +132,9 @@ def _harmless(value: Any) -> Any:
 
 
 def _charts(found: Load, windows: Sequence[Window]) -> tuple[list[Chart], list[str]]:
+    # What draws takes tens of MiB: it comes once the load is over, not to sit beside it.
+    from sandbox.report import charts, charts_pace, charts_share
+
     drawn: list[Chart] = []
     problems: list[str] = []
     makers: list[Callable[[Load, Sequence[Window]], Chart | None]] = [
