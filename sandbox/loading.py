@@ -16,6 +16,7 @@ from sandbox.load.plan import plan_for, shares_for
 from sandbox.loadpods import inside, start_pods
 from sandbox.progress import say
 from sandbox.spec.loadtest import Endpoint, Load, Workers
+from sandbox.spec.locustfile import locate
 
 if TYPE_CHECKING:
     from sandbox.run import Run
@@ -39,10 +40,20 @@ class Sending(Protocol):
         """End it early; the exit code."""
 
 
+def check_load(wanted: Load) -> None:
+    """See what can be seen of a load before anything is set up for it.
+
+    Raises:
+        UsageError: a variable for an API key is not set, or the locustfile does not exist or load.
+    """
+    endpoint = [wanted.endpoint.api_key_env] if wanted.endpoint else []
+    check.api_keys(*(name or "" for name in [*endpoint, *(share.api_key_env for share in wanted.shares)]))
+    if wanted.locustfile is not None:
+        runner.check_locustfile(locate(wanted.locustfile))
+
+
 def start_load(run: Run, wanted: Load, halt: ExitStack) -> Sending:
     """Start the load, after requests that are not measured, with streams of known send times beside it."""
-    if wanted.locustfile is not None:
-        runner.check_locustfile(Path(wanted.locustfile))
     url, model = _target(run, wanted)
     say(f"load: {run.plan.load_in_words()}")
     if wanted.workers.pods is not None:

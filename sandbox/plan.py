@@ -14,8 +14,8 @@ from sandbox.errors import SandboxError, UsageError
 from sandbox.images.recipe import recipe
 from sandbox.kube import guardrails, stacks
 from sandbox.spec import catalogue as files
+from sandbox.spec import locustfile, trace
 from sandbox.spec import profile as profiles
-from sandbox.spec import trace
 from sandbox.spec.attack import Attempt
 from sandbox.spec.base import KeyPath, Metadata, reach
 from sandbox.spec.cluster import ClusterSpec
@@ -249,6 +249,7 @@ def _mistakes(raw: Any) -> list[tuple[KeyPath, str]]:
     named(("load", "profile"), profiles.resolve)
     _ = [named((*keys, "profile"), profiles.resolve) for keys in each("load", "mix")]
     named(("load", "arrivals", "trace"), trace.resolve)
+    named(("load", "locustfile"), locustfile.locate)
     _ = [named((*keys, "image"), recipe) for keys in each("workloads")]
     stack = named(("stack", "name"), stacks.load)
     found += _value_mistakes(stack, ("stack", "values"), reach(raw, "stack", "values"))

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from sandbox import __version__, baseline, cluster, errors, images, probes, workloads
+from sandbox import __version__, baseline, cluster, errors, images, loading, probes, workloads
 from sandbox.cluster import Cluster, Owner
 from sandbox.errors import SandboxError, Unproven
 from sandbox.exercise import exercise
@@ -101,15 +101,15 @@ class Run:
 
 
 def preflight(run: Run) -> None:
-    """This machine can carry it: an engine that answers, memory, disk, kernel."""
+    """The load can be sent, and this machine can carry it: an engine that answers, memory, disk, kernel."""
+    if run.plan.scenario.load:
+        loading.check_load(run.plan.scenario.load)
     engine = ""
-    if run.plan.cluster is None:
-        pass
-    elif run.plan.cluster.provider == "kind":
+    if run.plan.cluster and run.plan.cluster.provider == "kind":
         ready = prepare()
         require(ready)
         engine = ready.seen
-    else:
+    elif run.plan.cluster:
         _references(run.plan)
     run.fact(
         "host",

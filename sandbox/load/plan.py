@@ -10,6 +10,7 @@ from sandbox.spec import profile as profiles
 from sandbox.spec import trace
 from sandbox.spec.base import Strict
 from sandbox.spec.loadtest import Arrivals, Load, sendable
+from sandbox.spec.locustfile import locate
 from sandbox.spec.profile import Profile
 from sandbox.spec.trace import Row
 from sandbox.timeline import Timeline
@@ -107,13 +108,13 @@ def plan_for(
     """Return the plan of a scenario's `load`, written to `timeline`'s clock and file.
 
     Raises:
-        UsageError: a profile or trace does not exist or is wrong.
+        UsageError: a profile or trace does not exist or is wrong, or a locustfile does not exist.
     """
     return LoadPlan(
         url=url,
         model=model,
         shares=shares_for(load, model),
-        locustfile=Path(load.locustfile).resolve() if load.locustfile else None,
+        locustfile=locate(load.locustfile) if load.locustfile else None,
         arrivals=load.arrivals,
         rows=rows_for(load),
         duration=load.duration,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from test_judge import history
 
 from sandbox import probes, run, suite
@@ -23,6 +24,7 @@ from sandbox.spec.results import Results
 from sandbox.timeline import PhaseChanged, Probed
 
 Phase = Callable[[Run], None]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -62,6 +64,25 @@ def test_a_phase_that_stops_ends_the_run_which_is_judged_reported_and_undone(
     assert written(outcome).verdict == "invalid"
     assert "no node came up" in written(outcome).headline
     assert (outcome.folder / "report.html").is_file()
+
+
+def test_what_cannot_be_sent_ends_the_run_before_a_cluster_is_made(
+    tmp_path: Path,
+) -> None:
+    own = tmp_path / "users.py"
+    own.write_text("import locust\nnonsense()\n")
+    scenario = yaml.safe_load((ROOT / "scenarios/serving/own-locustfile.yaml").read_text())
+    scenario["load"]["locustfile"] = str(own)
+    scenario["slo"] = {"http_error": ["count==0"]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(scenario))
+    outcome = execute(load_all([str(tmp_path / "mine.yaml")])[0], Options(runs=tmp_path / "runs"))
+    assert outcome.exit_code == 2
+    assert written(outcome).verdict == "invalid"
+    assert f"{own}:2" in str(outcome.error)
+    assert "nonsense" in str(outcome.error)
+    events = (outcome.folder / "timeline.jsonl").read_text()
+    assert '"preflight"' in events
+    assert '"up"' not in events
 
 
 def test_a_bug_is_invalid_and_leaves_its_traceback(executed: Callable[..., Outcome]) -> None:
