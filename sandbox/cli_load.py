@@ -12,12 +12,14 @@ import yaml
 
 from sandbox.cli_output import Output, OutputOption, out, table, write_json
 from sandbox.errors import UsageError
+from sandbox.progress import say
 
 if TYPE_CHECKING:
     from sandbox.plan import Plan
 
 _SOURCE = "sandbox load"
 _DEFAULT_SLO = {"good_request_fraction": ["value>=0.99"]}
+_MOST_RATE = 10000.0  # as of `arrivals.rate`
 _PLACE = re.compile(rf"^{_SOURCE}:\d+:\d+: ")
 # where a mistake in the scenario that the options amount to comes from
 _OPTIONS = {
@@ -69,7 +71,7 @@ ForOption = Annotated[str, typer.Option("--for", help="How long, such as 60s; of
 TimeoutOption = Annotated[str, typer.Option(help="A request not done by then ends as `timeout`.")]
 SloOption = Annotated[
     list[str] | None,
-    typer.Option("--slo", help="What must hold: 'ttft: p(95)<=300ms'. Default: 99 % of requests are good."),
+    typer.Option("--slo", help="What must hold: 'ttft: p(95)<=300ms'. Unless outcomes are named, 99 % must be good."),
 ]
 GoodOption = Annotated[list[str] | None, typer.Option("--good", help="Limit of a good request, such as ttft=1s.")]
 ValidityOption = Annotated[list[str] | None, typer.Option("--validity", help="As --slo, for the load client.")]
@@ -112,10 +114,11 @@ def load(
     output: OutputOption = Output.text,
 ) -> None:
     """Load any OpenAI-compatible URL and judge it: `sandbox load URL --rate 20 --for 60s --slo 'ttft: p(95)<=1s'`."""
-    between = _range(search, users, trace, baseline) if search else None
+    between = _range(search, (rate, users, trace, baseline)) if search else None
     arrivals = {"rate": between[0] if between else rate, "users": users, "trace": trace, "burstiness": burstiness}
     arrivals |= {"speed": speed, "think": think, "seed": seed, "maxInFlight": max_in_flight}
-    arrivals["process"] = "closed" if users else "trace" if trace else process or ("gamma" if burstiness else "poisson")
+    told = "closed" if users else "trace" if trace else "gamma" if burstiness else "poisson"
+    arrivals["process"] = process or told
     endpoint: dict[str, Any] = {
         "url": url,
         "model": model,
@@ -126,11 +129,11 @@ def load(
     loaded = {**_profiles(profile, locustfile), "duration": for_, "timeout": timeout}
     loaded |= {"arrivals": _given(arrivals), "endpoint": _given(endpoint), "workers": {"processes": processes}}
     loaded["good"] = dict(_pairs("--good", good, "="))
-    thresholds = {"slo": _thresholds("--slo", slo) or _DEFAULT_SLO, "validity": _thresholds("--validity", validity)}
+    thresholds = {"slo": _promised(slo), "validity": _thresholds("--validity", validity)}
     text = _document(url, loaded, thresholds)
     plan = _plan(text)
     if dry_run:
-        sys.stdout.write(text)
+        sys.stdout.write(f"# --search {search} runs this at rates between the two.\n{text}" if between else text)
     elif between:
         _find_limit(plan, between, runs, output)
     else:
@@ -160,10 +163,12 @@ def _once(wanted: Plan, runs: Path, baseline: Path | None, output: Output) -> No
 
 def _look(wanted: Plan) -> None:
     """What the endpoint refuses is a mistake of the command line: it leaves no run behind."""
-    from sandbox.loading import look_at
+    from sandbox.loading import check_load, look_at
 
     load = wanted.scenario.load
     if load is not None and load.endpoint is not None:
+        check_load(load)
+        say(f"look at {load.endpoint.url}")
         look_at(load, load.endpoint)
 
 
@@ -236,12 +241,22 @@ def _thresholds(option: str, given: list[str] | None) -> dict[str, list[str]]:
     return found
 
 
-def _range(text: str, users: int | None, trace: str | None, baseline: Path | None) -> tuple[float, float]:
-    if users or trace or baseline:
-        words = "--search looks for a rate: write it without --users, --trace and --baseline"
+def _promised(given: list[str] | None) -> dict[str, list[str]]:
+    """What must hold; times alone would be those of survivors, so most have to be good unless outcomes are named."""
+    from sandbox.spec.slo import OUTCOMES
+
+    found = _thresholds("--slo", given)
+    named = {text.partition("{")[0] for text in found}
+    return found if named & {*_DEFAULT_SLO, *OUTCOMES} else {**found, **_DEFAULT_SLO}
+
+
+def _range(text: str, others: tuple[object, ...]) -> tuple[float, float]:
+    if any(each is not None for each in others):
+        words = "--search looks for a rate: write it without --rate, --users, --trace and --baseline"
         raise UsageError(words, fix="leave them out")
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*\.\.\s*(\d+(?:\.\d+)?)\s*", text)
     low, high = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
-    if not 0 < low < high:
-        raise UsageError(f"--search: {text!r} is not a range of rates", fix="write it as FROM..TO, such as 1..200")
+    if not 0 < low < high <= _MOST_RATE:
+        words = f"--search: {text!r} is not a range of rates above 0 and up to {_MOST_RATE:g}"
+        raise UsageError(words, fix="write it as FROM..TO, such as 2..200")
     return low, high

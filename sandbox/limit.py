@@ -11,6 +11,7 @@ from typing import Any
 from sandbox import errors, search
 from sandbox.plan import Plan
 from sandbox.progress import say
+from sandbox.report.files import write_atomic
 from sandbox.run import Options, execute
 
 COLUMNS = ("asked, req/s", "answered, req/s", "verdict", "why")
@@ -19,17 +20,25 @@ COLUMNS = ("asked, req/s", "answered, req/s", "verdict", "why")
 def find(plan: Plan, between: tuple[float, float], runs: Path) -> tuple[Path, search.Found]:
     """Try rates between two bounds; the folder with a run for each and `search.json`, and what was found."""
     folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-search"
+    made: list[search.Step] = []
 
     def step(rate: float) -> search.Step:
         say(f"search: {rate:g} requests/s")
         outcome = execute(_at(plan, rate), Options(runs=folder))
         if isinstance(outcome.error, BaseException) and not isinstance(outcome.error, errors.SandboxError):
             raise outcome.error
-        return search.judged(rate, outcome.results)
+        made.append(search.judged(rate, outcome.results))
+        say(f"search: {rate:g} requests/s: {made[-1].verdict}")
+        _keep(folder, search.Found(None, made, "the search did not come to its end"))
+        return made[-1]
 
     found = search.search(step, *between)
-    (folder / "search.json").write_text(json.dumps(as_json(found), indent=2) + "\n", encoding="utf-8")
+    _keep(folder, found)
     return folder, found
+
+
+def _keep(folder: Path, found: search.Found) -> None:
+    write_atomic(folder / "search.json", json.dumps(as_json(found), indent=2) + "\n")
 
 
 def _at(plan: Plan, rate: float) -> Plan:
@@ -49,7 +58,12 @@ def as_json(found: search.Found) -> dict[str, Any]:
 def rows(found: search.Found) -> list[tuple[str, ...]]:
     """One row for each rate tried, in the order they were."""
     return [
-        (f"{step.rate:.4g}", "-" if step.achieved is None else f"{step.achieved:.4g}", step.verdict, step.why)
+        (
+            f"{step.rate:.4g}",
+            "-" if step.achieved is None else f"{step.achieved:.4g}",
+            step.verdict,
+            "" if step.verdict == "pass" else step.why,
+        )
         for step in found.steps
     ]
 

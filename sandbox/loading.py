@@ -10,12 +10,12 @@ from sandbox import cluster, images
 from sandbox.cluster import nodes
 from sandbox.errors import Unproven, UsageError
 from sandbox.kube import Kube
-from sandbox.load import check, runner
+from sandbox.load import check, keys, runner
 from sandbox.load.golden import beside, golden
 from sandbox.load.plan import plan_for, shares_for
 from sandbox.loadpods import inside, start_pods
 from sandbox.progress import say
-from sandbox.spec.loadtest import Endpoint, Load, Workers
+from sandbox.spec.loadtest import Endpoint, Load, Workers, variables_in
 from sandbox.spec.locustfile import locate
 
 if TYPE_CHECKING:
@@ -46,8 +46,9 @@ def check_load(wanted: Load) -> None:
     Raises:
         UsageError: a variable for an API key is not set, or the locustfile does not exist or load.
     """
-    endpoint = [wanted.endpoint.api_key_env] if wanted.endpoint else []
-    check.api_keys(*(name or "" for name in [*endpoint, *(share.api_key_env for share in wanted.shares)]))
+    for sent in (wanted.endpoint, *wanted.shares):
+        if sent:
+            keys.api_keys(sent.api_key_env or "", *variables_in(sent.headers))
     if wanted.locustfile is not None:
         runner.check_locustfile(locate(wanted.locustfile))
 
@@ -110,9 +111,9 @@ def look_at(wanted: Load, endpoint: Endpoint) -> str:
     model = endpoint.model or (named[0] if named and all(named) else None)
     if model is None:
         variable = endpoint.api_key_env or ""
-        key = check.api_keys(variable)[variable]
+        key = keys.api_keys(variable)[variable]
         model = check.only_model(
-            endpoint.url, check.Access(api_key=key, headers=endpoint.headers, ca_file=endpoint.ca_file)
+            endpoint.url, check.Access(api_key=key, headers=keys.filled(endpoint.headers), ca_file=endpoint.ca_file)
         )
     check.check_shares(endpoint.url, shares_for(wanted, model), endpoint.ca_file)
     return model

@@ -83,7 +83,7 @@ class Plan:
         load = self.scenario.load
         if load is None:
             return "no load"
-        what = " + ".join(share.profile for share in load.shares) or f"{load.locustfile}"
+        what = " + ".join(dict.fromkeys(share.profile for share in load.shares)) or f"{load.locustfile}"
         return f"{what}, {load.arrivals.in_words()}, for {load.duration:g} s"
 
     def in_words(self) -> str:

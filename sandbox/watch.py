@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from sandbox.judge.thresholds import check_threshold
+from sandbox.judge.thresholds import as_validity, check_threshold
 from sandbox.metrics import Record, Table
 from sandbox.progress import say
 from sandbox.spec.scenario import Scenario
@@ -78,7 +78,7 @@ class Watch:
         if check.status != "fail":
             return False
         if validity:
-            check = check_threshold(self.record, text, threshold, validity=True)
+            check = as_validity(check)
         say(f"{check.title}: {check.reason}; the load is ended (abortOnFail)")
         self._timeline.append(LoadAborted(t=self._timeline.now(), threshold=check.id, observed=check.observed))
         self.aborted = True

@@ -11,7 +11,7 @@ from sandbox.judge.witnesses import shown, witnesses
 from sandbox.metrics import Record
 from sandbox.spec.results import Check, Status
 from sandbox.spec.scenario import Scenario
-from sandbox.spec.slo import METRICS, Expression, Selector, Slo, Threshold, parse_expression, parse_selector
+from sandbox.spec.slo import METRICS, OUTCOMES, Expression, Selector, Slo, Threshold, parse_expression, parse_selector
 from sandbox.timeline import BaselineSamples, Event, LoadAborted, LoadFinished, LoadStarted
 
 # Held against every run that has a load, unless the scenario's own `validity` names the metric.
@@ -21,10 +21,14 @@ DEFAULT_VALIDITY: Slo = {
     "sched_lag": [Threshold(threshold="p(99)<=50ms", min_samples=1)],
     "client_cpu": [Threshold(threshold="value<=0.95")],
 }
+_TIMES = frozenset(name for name, metric in METRICS.items() if metric.of == "requests" and metric.kind == "trend")
+_OF_OUTCOMES = frozenset({"good_request_fraction", *OUTCOMES})
+_FEW = 0.01
 _EVIDENCE_LINES = 8
 _EVIDENCE_OF_A_PASS = 3
 _LIGHTER = "lower the rate, share the load among more `workers.processes`, or run it where cores are free"
-_REMEDIES = {
+# Where one of these is broken, whatever requests seem to show may be the client's doing.
+_OF_THE_CLIENT = {
     "client_lag": f"the load client or its machine was the bottleneck: {_LIGHTER}",
     "client_added": f"the load client made tokens of known send time look so much later, and yours too: {_LIGHTER}",
     "sched_lag": f"the load client did not begin requests when they were due: {_LIGHTER}",
@@ -48,18 +52,32 @@ def threshold_checks(scenario: Scenario, timeline: Sequence[Event], rec: Record)
     defaults = _defaults(scenario, timeline, rec)
     own = {parse_selector(text).metric for text in scenario.validity}
     validity = {**{name: slo for name, slo in defaults.items() if name not in own}, **scenario.validity}
-    checks = []
-    for is_validity, slo in ((False, scenario.slo), (True, validity)):
+    checks: dict[bool, list[Check]] = {False: [], True: []}
+    unfit: list[str] = []
+    for is_validity, slo in ((True, validity), (False, scenario.slo)):
         for text, thresholds in slo.items():
             metric = parse_selector(text).metric
             of_requests = METRICS[metric].of == "requests"
             if of_requests and scenario.load is None:
                 continue
-            found = [check_threshold(rec, text, each, earlier, validity=is_validity) for each in thresholds]
+            found = [check_threshold(rec, text, each, earlier) for each in thresholds]
+            if is_validity:
+                unfit += [
+                    f"{each.title}: {each.observed}"
+                    for each in found
+                    if each.status == "fail" and metric in _OF_THE_CLIENT
+                ]
+                found = [as_validity(each) for each in found]
             if is_validity and metric in own:
                 found = [_replacing(each, defaults.get(metric, [])) for each in found]
-            checks += [_as_it_ended(each, aborted, whole=whole) for each in found] if of_requests else found
-    return [*checks, *([_client_check(finished, aborted, len(rec.table))] if scenario.load else [])]
+            if of_requests:
+                found = [_as_it_ended(each, aborted, whole=whole) for each in found]
+                found = [_as_the_client_was(each, unfit) for each in found]
+            checks[is_validity] += found
+    of_the_load = (
+        [*_unanswered(scenario, rec), _client_check(finished, aborted, len(rec.table))] if scenario.load else []
+    )
+    return [*checks[False], *checks[True], *of_the_load]
 
 
 def _defaults(scenario: Scenario, timeline: Sequence[Event], rec: Record) -> Slo:
@@ -88,8 +106,6 @@ def check_threshold(
     text: str,
     threshold: Threshold,
     earlier: Mapping[str, BaselineSamples] | None = None,
-    *,
-    validity: bool = False,
 ) -> Check:
     """Hold one threshold of the selector `text` against a record; `earlier`: samples of a baseline, by selector."""
     selector = parse_selector(text)
@@ -98,7 +114,7 @@ def check_threshold(
         told = against(rec, selector, expression, threshold, (earlier or {}).get(str(selector)))
     else:
         told = _held(rec, selector, expression, threshold)
-    check = Check(
+    return Check(
         id=f"slo/{selector}/{threshold.threshold.replace(' ', '')}",
         group="slo",
         title=f"{selector} {threshold.threshold}",
@@ -106,7 +122,6 @@ def check_threshold(
         observed="no data",
         expected=threshold.threshold,
     ).model_copy(update=told)
-    return _as_validity(check, selector) if validity else check
 
 
 def _held(rec: Record, selector: Selector, expression: Expression, threshold: Threshold) -> dict[str, object]:
@@ -139,11 +154,12 @@ def _held(rec: Record, selector: Selector, expression: Expression, threshold: Th
     }
 
 
-def _as_validity(check: Check, selector: Selector) -> Check:
+def as_validity(check: Check) -> Check:
     """A breach is no failure of what was tested: it makes the measurement worthless. Say what to change."""
-    told: dict[str, object] = {"id": f"validity/{check.id.removeprefix('slo/')}", "group": "validity"}
+    name = check.id.removeprefix("slo/")
+    told: dict[str, object] = {"id": f"validity/{name}", "group": "validity"}
     if check.status == "fail":
-        remedy = _REMEDIES.get(selector.metric, _OTHER_REMEDY)
+        remedy = _OF_THE_CLIENT.get(parse_selector(name.partition("/")[0]).metric, _OTHER_REMEDY)
         told |= {"status": "invalid", "reason": f"{check.reason}; {remedy}"}
     return check.model_copy(update=told)
 
@@ -166,6 +182,42 @@ def _as_it_ended(check: Check, aborted: LoadAborted | None, *, whole: bool) -> C
     if whole or check.status != "fail":
         return check
     return check.model_copy(update={"status": "invalid", "reason": f"{check.reason}, in a load that was cut short"})
+
+
+def _as_the_client_was(check: Check, unfit: Sequence[str]) -> Check:
+    """What a client that was itself the bottleneck saw breaks no promise of the server's."""
+    if check.status != "fail" or not unfit:
+        return check
+    reason = f"{check.reason}, seen by a load client that was itself too slow to tell ({'; '.join(unfit)})"
+    return check.model_copy(update={"status": "invalid", "reason": reason})
+
+
+def _unanswered(scenario: Scenario, rec: Record) -> list[Check]:
+    """Times are of requests that were answered: where many were not, and nothing is promised of those, they flatter."""
+    named = {parse_selector(text).metric for text in scenario.slo}
+    if not named & _TIMES or named & _OF_OUTCOMES:
+        return []
+    counts = {outcome: int(rec.table.ended(outcome).sum()) for outcome in OUTCOMES}
+    total = sum(counts.values())
+    lost = {outcome: count for outcome, count in counts.items() if count and outcome != "ok"}
+    share = sum(lost.values()) / total if total else 0.0
+    said = ", ".join(f"{count} {outcome}" for outcome, count in lost.items())
+    reason = (
+        f"{sum(lost.values())} of {total} requests have no time that counts ({said}), and no threshold looks at them; "
+        'promise a share too, such as `good_request_fraction: ["rate>=0.99"]`'
+    )
+    return [
+        Check(
+            id="validity/answered",
+            group="validity",
+            title="requests without an answer are few, or promised to be",
+            status="invalid" if share > _FEW else "pass",
+            observed=f"{share:.1%} were not answered{f': {said}' if said else ''}",
+            expected=f"at most {_FEW:.0%}, or a threshold on outcomes",
+            samples=total,
+            reason=reason if share > _FEW else "",
+        )
+    ]
 
 
 def _client_check(finished: LoadFinished | None, aborted: LoadAborted | None, recorded: int) -> Check:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,11 @@ import httpx
 
 from sandbox.errors import EnvironmentMissing, SandboxError, UsageError
 from sandbox.load.client import Client, Limits, base_url, resolve
+from sandbox.load.keys import api_keys, filled
 from sandbox.load.plan import PlannedShare
 
 _WITHIN = 60.0
+_LISTED_WITHIN = 10.0
 _UNAUTHORIZED = (401, 403)
 _NOT_YET = (429, 502, 503, 504)
 
@@ -49,7 +50,8 @@ def models(url: str, access: Access, within: float = _WITHIN) -> set[str]:
     """
     base = base_url(url)
     headers = {**({"Authorization": f"Bearer {access.api_key}"} if access.api_key else {}), **access.headers}
-    trust = ssl.create_default_context(cafile=access.ca_file) if base.startswith("https") else False
+    trust = _trusted(access.ca_file) if base.startswith("https") else False
+    within = min(within, _LISTED_WITHIN)
     try:
         # trust_env: the load goes straight to the endpoint, so the look at it must not go through a proxy.
         answer = httpx.get(f"{base}/models", headers=headers, timeout=within, verify=trust, trust_env=False)
@@ -57,7 +59,7 @@ def models(url: str, access: Access, within: float = _WITHIN) -> set[str]:
         raise UsageError(f"does not speak HTTP/1.1: {error}", where=base, fix=_COMPATIBLE) from error
     except httpx.HTTPError as error:
         reason = str(error) or type(error).__name__
-        raise EnvironmentMissing(f"nothing answers: {reason}", where=base, fix="check host and port") from error
+        raise EnvironmentMissing(f"nothing answers: {reason}", where=base, fix=_unreached(base, reason)) from error
     if answer.status_code in _UNAUTHORIZED:
         raise _wrong_key(base, access.api_key)
     seen = f"/models answered {answer.status_code}: {answer.text[:200]}"
@@ -68,6 +70,25 @@ def models(url: str, access: Access, within: float = _WITHIN) -> set[str]:
         return {str(entry["id"]) for entry in answer.json()["data"]}
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
         raise UsageError("is not OpenAI-compatible", where=base, details=[seen], fix=_COMPATIBLE) from error
+
+
+def _trusted(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # a file that is missing, or holds no certificate
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"cannot use it: {reason}", where=str(ca_file), fix="give a file of PEM certificates"
+        ) from error
+
+
+def _unreached(base: str, reason: str) -> str:
+    """What to do about an endpoint that could not be talked to."""
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return "trust its certificate, or the CA that signed it, with `caFile` (--ca-file)"
+    if base.startswith("https") and ("handshake" in reason or "SSL" in reason):
+        return "check the port; does it speak http:// and not https://?"
+    return "check host and port"
 
 
 def only_model(url: str, access: Access, within: float = _WITHIN) -> str:
@@ -84,17 +105,6 @@ def only_model(url: str, access: Access, within: float = _WITHIN) -> str:
     raise UsageError(what, where=base_url(url), fix=f"name one of: {', '.join(served) or 'none is served'}")
 
 
-def api_keys(*variables: str) -> dict[str, str]:
-    """Return the key that each environment variable holds; an empty name stands for no key.
-
-    Raises:
-        UsageError: some are not set.
-    """
-    if missing := sorted({name for name in variables if name and not os.environ.get(name)}):
-        raise UsageError(f"not set: {', '.join(missing)}", fix="export it with the API key before you start")
-    return {name: os.environ[name] if name else "" for name in variables}
-
-
 def check_shares(url: str, shares: Sequence[PlannedShare], ca_file: Path | None = None) -> None:
     """Prove that every kind of request of a load gets an answer; see `check_endpoint`.
 
@@ -108,7 +118,7 @@ def check_shares(url: str, shares: Sequence[PlannedShare], ca_file: Path | None 
     seen: list[tuple[str, Access]] = []
     for share in shares:
         profile = share.profile
-        access = Access(profile.path, profile.stream, keys[share.api_key_env], share.headers, ca_file)
+        access = Access(profile.path, profile.stream, keys[share.api_key_env], filled(share.headers), ca_file)
         if (share.model, access) not in seen:
             seen.append((share.model, access))
             check_endpoint(url, share.model, access)
@@ -150,7 +160,10 @@ def check_endpoint(url: str, model: str, access: Access | None = None, *, within
     if reply.outcome in ("connect_error", "timeout") or reply.status in _NOT_YET:
         raise EnvironmentMissing("does not answer a first request", where=base, details=[seen], fix=_READY)
     does = "does not stream a whole answer" if access.stream else "does not give a whole answer"
-    raise UsageError(f"{does} to {access.path}", where=base, details=[seen], fix=_COMPATIBLE)
+    fix = (
+        f"it serves {model}, but not this kind of request: see what it said, and choose a profile or a model that fits"
+    )
+    raise UsageError(f"{does} to {access.path}", where=base, details=[seen], fix=fix)
 
 
 def _asked(model: str, access: Access) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def base_url(url: str) -> str:
         port = parts.port
     except ValueError as error:
         raise UsageError(f"{url!r} is not a URL: {error}", fix="write it as http://host:port") from error
+    if parts.username or parts.password:
+        raise UsageError("a URL with a user or a password in it", fix="leave it out; keys go through a variable")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise UsageError(f"{url!r} is not the URL of an endpoint", fix="write it as http://host:port")
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -172,8 +174,9 @@ class Client:
             "Content-Type": "application/json",
             "Connection": "keep-alive" if keep_alive else "close",
             **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
-            **(headers or {}),
         }
+        own = {name.lower() for name in headers or {}}
+        fields = {name: text for name, text in fields.items() if name.lower() not in own} | (headers or {})
         lines = [f"POST {target.base}{_PATHS[path]} HTTP/1.1", *(f"{name}: {text}" for name, text in fields.items())]
         self._head = "\r\n".join(lines).encode() + b"\r\nContent-Length: "
 

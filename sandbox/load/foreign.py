@@ -29,7 +29,7 @@ from sandbox.load.outcome import outcome_of
 from sandbox.load.plan import LoadPlan
 from sandbox.load.record import Recorder
 from sandbox.load.session import Playing, beat, keep_the_end
-from sandbox.load.user import EXCHANGE, PART_OF, StreamingUser
+from sandbox.load.user import EXCHANGE, PART_OF, StreamingUser, following
 from sandbox.timeline import Request
 
 ENDED = "the locustfile ended the load"
@@ -127,6 +127,17 @@ def hosts_of_their_own(plan: LoadPlan, loaded: Loaded) -> list[str]:
         for user in loaded.users
         if user.host and user.host != host
     ]
+
+
+def ready(runner: Runner, index: int) -> None:
+    """Do what takes long before the load begins: read the profiles that users of the `index`-th worker follow.
+
+    Raises:
+        SandboxError: there is no such profile, or it is wrong.
+    """
+    for user in runner.environment.user_classes:
+        if issubclass(user, StreamingUser) and user.profile:
+            following(user, index)
 
 
 class Foreign(Playing):

@@ -106,6 +106,7 @@ def golden(settings: GoldenSettings) -> Iterator[Golden]:
         [sys.executable, "-P", "-m", "sandbox.load.golden", settings.model_dump_json()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the harness, which ends it in order
     )
     try:
         ready = process.stdout is not None and select.select([process.stdout], [], [], _START_WITHIN)[0]

@@ -79,12 +79,13 @@ def player(plan: LoadPlan, runner: Runner, recorder: Recorder, place: tuple[int,
         PlannedUser.session = Session(plan, runner.environment, recorder, place)
         return PlannedUser.session
     foreign.introduce(runner)
+    foreign.ready(runner, place[0])
     return foreign.Foreign(plan, recorder, runner)
 
 
 def heed(stop: Callable[[str], None]) -> None:
     """End the load in order at SIGTERM and at Ctrl-C."""
-    gevent.signal_handler(signal.SIGTERM, stop, "stopped by SIGTERM")
+    gevent.signal_handler(signal.SIGTERM, stop, "asked to end (SIGTERM)")
     gevent.signal_handler(signal.SIGINT, stop, "stopped by SIGINT")
 
 

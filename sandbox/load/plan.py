@@ -13,7 +13,9 @@ from sandbox.spec.loadtest import Arrivals, Load, sendable
 from sandbox.spec.locustfile import locate
 from sandbox.spec.profile import Profile
 from sandbox.spec.trace import Row
-from sandbox.timeline import Timeline
+from sandbox.timeline import Note, Timeline
+
+_WHOLE = 0.98  # of what was asked for: the last request of a trace comes a little before its end
 
 
 class PlannedShare(Strict):
@@ -110,13 +112,19 @@ def plan_for(
     Raises:
         UsageError: a profile or trace does not exist or is wrong, or a locustfile does not exist.
     """
+    rows = rows_for(load)
+    if rows and (last := rows[-1].at / load.arrivals.speed) < _WHOLE * load.duration:
+        words = f"the trace ended before the load: its last of {len(rows)} requests was due after {last:.1f} s"
+        timeline.append(
+            Note(t=timeline.now(), level="info", message=f"{words}, and {load.duration:g} s were asked for")
+        )
     return LoadPlan(
         url=url,
         model=model,
         shares=shares_for(load, model),
         locustfile=locate(load.locustfile) if load.locustfile else None,
         arrivals=load.arrivals,
-        rows=rows_for(load),
+        rows=rows,
         duration=load.duration,
         timeout=load.timeout,
         idle_timeout=load.idle_timeout,

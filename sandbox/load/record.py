@@ -36,7 +36,7 @@ class Recorder:
         asked |= {"duration": self._plan.duration, "timeout": self._plan.timeout}
         asked |= {"processes": self._plan.processes, "calibrated": bool(self._plan.golden)}
         own = self._plan.locustfile.stem if self._plan.locustfile else ""
-        name = " + ".join(share.tags["profile"] for share in self._plan.shares) or own
+        name = " + ".join(dict.fromkeys(share.tags["profile"] for share in self._plan.shares)) or own
         at = self._seconds(t0)
         self._timeline.append(LoadStarted(t=at, url=self._plan.url, model=self._plan.model, profile=name, asked=asked))
         return at

@@ -11,6 +11,7 @@ from sandbox.load.sse import EventStream
 from sandbox.load.wire import HttpReply, ProtocolError
 
 BLOCKED_REASONS = frozenset({"content_filter", "guardrail_intervened"})
+FAILED_REASONS = frozenset({"abort", "aborted", "cancelled", "canceled", "error"})  # of vLLM, SGLang and routers
 BLOCKED_CODES = frozenset({"content_filter", "content_policy_violation", "guardrail_violation"})
 BLOCKED_HEADER = "x-guardrail-blocked"
 _SERVER_HEADERS = ("x-inference-pod", "x-served-by", "x-pod-name")
@@ -252,10 +253,8 @@ class Reply:
         usage = event.get("usage")
         if not isinstance(usage, dict):
             return
-        if isinstance(tokens := usage.get("completion_tokens"), int):
-            self.tokens = tokens
-        if isinstance(tokens := usage.get("prompt_tokens"), int):
-            self.prompt_tokens = tokens
+        self.tokens = _count(usage.get("completion_tokens"), self.tokens)
+        self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
 
     def _error(self, event: dict[str, Any], payload: bytes, now: int) -> None:
         blocked = _blocked(event)
@@ -308,8 +307,14 @@ class Reply:
             self._settle("truncated", at, f"ended without a finish_reason {self._so_far()}")
         elif self._reason in BLOCKED_REASONS or BLOCKED_HEADER in self._http.headers:
             self._settle("guardrail_blocked", at, f"finish_reason {self._reason}")
+        elif self._reason in FAILED_REASONS:
+            self._settle("inband_error", at, f"finish_reason {self._reason}")
         else:
             self._settle("ok", at)
+
+
+def _count(value: Any, otherwise: int | None) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else otherwise
 
 
 def _is_utf8(text: bytes) -> bool:

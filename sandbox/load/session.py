@@ -25,6 +25,7 @@ from sandbox.load.arrivals import schedule
 from sandbox.load.canary import Canary
 from sandbox.load.client import Client, Limits, resolve
 from sandbox.load.green import read_green
+from sandbox.load.keys import filled
 from sandbox.load.outcome import RequestFailed
 from sandbox.load.plan import LoadPlan, PlannedShare
 from sandbox.load.record import Pulse, Recorder
@@ -122,7 +123,7 @@ class Session(Playing):
             path=share.profile.path,
             stream=share.profile.stream,
             api_key=os.environ.get(share.api_key_env, "") if share.api_key_env else "",
-            headers=share.headers,
+            headers=filled(share.headers),
             keep_alive=self.plan.keep_alive,
             reader=read_green,
         )

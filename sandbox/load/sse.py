@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 from sandbox.load.wire import ProtocolError
 
 _MOST_HELD = 4_000_000
-_SILENT = frozenset({b"event", b"id", b"retry"})
+_SILENT = frozenset({b"id", b"retry"})
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -19,6 +21,7 @@ class EventStream:
     def __init__(self) -> None:
         self._tail = b""
         self._data: list[bytes] = []
+        self._name = b""
         self._after_cr = False
         self._begun = False
 
@@ -33,7 +36,7 @@ class EventStream:
     @property
     def between(self) -> bool:
         """Exactly before an event: nothing of one was read yet, nor of a line."""
-        return self._begun and not (self._tail or self._data or self._after_cr)
+        return self._begun and not (self._tail or self._data or self._name or self._after_cr)
 
     def finish(self) -> list[bytes]:
         """The stream ended as announced: return the payload a missing last blank line has held back."""
@@ -69,15 +72,29 @@ class EventStream:
         name, _, value = line.partition(b":")
         if name == b"data":
             self._data.append(value.removeprefix(b" "))
+        elif name == b"event":
+            self._name = value.strip()
         elif name == b"error":  # llama.cpp's servers up to 2025 wrote `error: {…}`
-            return [b'{"error":' + (value.strip() or b'"error"') + b"}"]
+            return [_as_error(value.strip())]
         elif name and name not in _SILENT:
             return [line]
         return []
 
     def _dispatch(self) -> list[bytes]:
+        named, self._name = self._name, b""
         if not self._data:
             return []
         payload = b"\n".join(self._data)
         self._data.clear()
-        return [payload]
+        return [_as_error(payload) if named == b"error" else payload]
+
+
+def _as_error(payload: bytes) -> bytes:
+    """What an event or a line called `error` holds, as the object that OpenAI's own errors are."""
+    try:
+        value = json.loads(payload)
+    except ValueError:
+        value = payload.decode(errors="replace") or "error"
+    return (
+        payload if isinstance(value, dict) and value.get("error") else json.dumps({"error": value or "error"}).encode()
+    )

@@ -23,9 +23,10 @@ from locust.env import Environment
 from locust.exception import StopTest
 
 from sandbox.errors import SandboxError, UsageError
-from sandbox.load.check import Access, api_keys, only_model
+from sandbox.load.check import Access, only_model
 from sandbox.load.client import Client, Exchange, Limits, Target, resolve
 from sandbox.load.green import read_green
+from sandbox.load.keys import api_keys
 from sandbox.load.outcome import RequestFailed
 from sandbox.load.plan import PlannedShare
 from sandbox.load.traffic import Answer, Traffic
@@ -217,6 +218,8 @@ class StreamingUser(User):
         super().__init__(environment)
         try:
             self.client = self._connected()
+            if self.profile:
+                following(type(self), _worker(environment))
         except SandboxError as error:
             raise ended(environment, error) from error
 
@@ -262,12 +265,18 @@ class _Following:
 _following = lru_cache(_Following)
 
 
+def following(user: type[StreamingUser], index: int) -> _Following:
+    """The traffic of a user class in the `index`-th worker, made once in a process.
+
+    Raises:
+        SandboxError: there is no such profile, or it is wrong.
+    """
+    return _following(user.profile, user.model, user.seed, index)
+
+
 def follow_profile(user: StreamingUser) -> None:
     """Hold one conversation of the user's profile, from its first turn to its last."""
-    try:
-        follow = _following(user.profile, user.model, user.seed, _worker(user.environment))
-    except SandboxError as error:
-        raise ended(user.environment, error) from error
+    follow = following(type(user), _worker(user.environment))
     profile = follow.profile
     _, conversation = follow.traffic.begin(next(follow.numbers))
     turn = next(conversation)

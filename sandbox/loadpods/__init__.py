@@ -19,6 +19,7 @@ from sandbox.load.relay import TIMELINE
 from sandbox.load.runner import START_WITHIN, said, tail
 from sandbox.loadpods import objects, parcel
 from sandbox.loadpods.line import Clock, Line
+from sandbox.spec.loadtest import variables_in
 from sandbox.timeline import Fact, Timeline
 
 __all__ = ["NAMESPACE", "PodLoad", "inside", "start_pods"]
@@ -201,6 +202,7 @@ def _order(plan: LoadPlan, pods: int, clock: Clock, address: str, *, master: boo
         changes["ca_file"] = Path(_CA)
         files[_CA] = plan.ca_file.read_text(encoding="utf-8")
     keys = {share.api_key_env for share in plan.shares if share.api_key_env}
+    keys.update(*(variables_in(share.headers) for share in plan.shares))
     port = address.rpartition(":")[2]
     return {
         "plan": plan.model_copy(update=changes).model_dump(mode="json", by_alias=True),

@@ -65,9 +65,15 @@ class Group:
         return None if not counts or None in counts else sum(count or 0 for count in counts)
 
     @cached_property
-    def tokens_out(self) -> int:
-        """Of the answers."""
-        return sum(map(series.received, self.answered))
+    def tokens_out(self) -> int | None:
+        """Of the answers; None where neither a server nor a stream counted any of them."""
+        counted = [each for each in self.answered if each.tokens is not None or each.chunks]
+        return sum(map(series.received, counted)) if counted or not self.answered else None
+
+    @property
+    def token_rate(self) -> float | None:
+        """Of the answers, per second."""
+        return None if self.tokens_out is None else self.summary.token_rate
 
     def per_second(self, count: float | None) -> float | None:
         """A count over the group's time."""
@@ -76,7 +82,7 @@ class Group:
     @property
     def tokens(self) -> int | None:
         """Of prompts and answers."""
-        return None if self.tokens_in is None else self.tokens_in + self.tokens_out
+        return None if self.tokens_in is None or self.tokens_out is None else self.tokens_in + self.tokens_out
 
 
 def stats(values: Sequence[float], factor: float = 1.0) -> Figures:
@@ -106,7 +112,7 @@ def vllm(group: Group) -> dict[str, Any]:
         "total_output_tokens": group.tokens_out,
         "request_throughput": group.summary.request_rate,
         "request_goodput": group.per_second(group.good),
-        "output_throughput": group.summary.token_rate,
+        "output_throughput": group.token_rate,
         "total_token_throughput": group.per_second(group.tokens),
         "max_output_tokens_per_s": _busiest_second(group.answered),
         "max_concurrent_requests": _most_at_once(group.answered),
@@ -132,7 +138,7 @@ def aiperf(group: Group) -> dict[str, Any]:
         "time_to_first_token": _record("ms", group.latencies["ttft"], _MS),
         "inter_token_latency": _record("ms", per_token, _MS),
         "inter_chunk_latency": _record("ms", group.latencies["icl"], _MS),
-        "output_token_throughput": _single("tokens/sec", group.summary.token_rate),
+        "output_token_throughput": _single("tokens/sec", group.token_rate),
         "output_token_throughput_per_user": _record("tokens/sec/user", [1 / each for each in per_token if each > 0]),
         "total_token_throughput": _single("tokens/sec", group.per_second(group.tokens)),
         "input_sequence_length": _record("tokens", prompts),
@@ -172,7 +178,7 @@ def inference_perf(group: Group) -> dict[str, Any]:
             },
             "throughput": {
                 "input_tokens_per_sec": group.per_second(group.tokens_in),
-                "output_tokens_per_sec": group.summary.token_rate,
+                "output_tokens_per_sec": group.token_rate,
                 "total_tokens_per_sec": group.per_second(group.tokens),
                 "requests_per_sec": group.summary.request_rate,
             },

@@ -23,6 +23,8 @@ DASHES = {"baseline": [1, 0], "fault": [6, 3], "recovery": [2, 2]}
 _NAMED = 0.06
 _FAULT_ROW = 15
 _TEN = 10
+_NARROW = 4
+_MOST_TICKS = 10
 _VERSION = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])  # of Vega-Lite, as vl-convert names it
 _SECONDS = (
     "datum.value == 0 ? '0' : datum.value < 0.001 ? format(datum.value * 1e6, '~r') + ' µs' : "
@@ -124,9 +126,14 @@ def rate_axis(ticks: int) -> Any:
 
 
 def time_axis(lowest: float = 0.0, highest: float = 0.0) -> Any:
-    """Ticks in readable units; at round steps of each decade where the axis is logarithmic."""
+    """Ticks in readable units; where the axis is logarithmic at round steps of each decade, or of a narrow range."""
     if lowest <= 0:
         return alt.Axis(labelExpr=_SECONDS, tickCount=5)
+    if highest / lowest < _NARROW:
+        unit = 10.0 ** math.floor(math.log10(highest - lowest))
+        step = next(unit * part for part in (0.2, 0.5, 1.0) if (highest - lowest) / (unit * part) <= _MOST_TICKS)
+        multiples = range(math.ceil(lowest / step), math.floor(highest / step) + 1)
+        return alt.Axis(labelExpr=_SECONDS, values=[float(f"{step * multiple:.6g}") for multiple in multiples])
     decades = range(math.floor(math.log10(lowest)), math.ceil(math.log10(highest)) + 1)
     steps = (1, 2, 5) if highest / lowest > _TEN else (1, 1.5, 2, 3, 4, 5, 7)
     ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]

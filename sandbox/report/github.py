@@ -181,7 +181,7 @@ def _workloads(results: Results) -> list[str]:
 
 def _figures(results: Results) -> list[str]:
     lines = [
-        "| phase | requests | good | req/s | tokens/s | TTFT p50 | TTFT p99 | E2E p99 |",
+        "| phase | requests | good | req/s | tokens/s | intended TTFT p50 | p99 | E2E p99 |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for summary in worth_showing(results.summaries):

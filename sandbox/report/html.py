@@ -78,6 +78,7 @@ def write_html(results: Results, events: Iterable[Event], path: Path) -> Path:
         more_causes=more_causes,
         load_at=found.begun if found.requests else None,
         load=next((event for event in timeline if isinstance(event, LoadStarted)), None),
+        asked=next((text.asked(event.asked) for event in timeline if isinstance(event, LoadStarted)), ""),
         stretches=_stretches(timeline, results.duration),
         attempts=_attempts(timeline, results.checks),
         source=results.source or next((event.source for event in timeline if isinstance(event, RunStarted)), ""),

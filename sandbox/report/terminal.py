@@ -94,7 +94,8 @@ def figures(summaries: list[Summary], *, narrow: bool) -> Table:
 
     The narrow form fits 80 columns. A percentile of too few samples is a dash.
     """
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim", caption_justify="left")
+    table.caption = Text("  TTFT is ttft_intended: from when a request was due", style="dim not italic")
     table.add_column("  phase")
     columns = ["requests", "good", "req/s", "tok/s", "TTFT p50", "TTFT p99", "e2e p99"]
     columns += [] if narrow else ["TTFT p95", "TPOT p50", "TPOT p99"]
@@ -188,8 +189,10 @@ def _held(results: Results) -> Table:
 def _next(results: Results, folder: Path) -> list[Text]:
     if results.verdict == "pass":
         told = ("judge", str(folder), "judges the same run again, no cluster needed")
-    else:
+    elif not results.source or Path(results.source).suffix:
         told = ("run", results.source or results.scenario, "after changing what is named above")
+    else:  # typed as options: there is no file to run
+        told = ("judge", str(folder), "tells it all again; or the same command, with what is named above changed")
     command, target, why = told
     rows = [("report", str(folder / HTML)), ("next", f"sandbox {command} {shlex.quote(plain(target))}"), ("", why)]
     return [

@@ -151,6 +151,17 @@ def fact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
+def asked(values: Mapping[str, Any]) -> str:
+    """How a load was asked for, on one line; what it has none of is left out."""
+    told = {**values, "stages": [_stage(each) for each in values.get("stages", [])]}
+    return ", ".join(f"{key} {fact(value)}" for key, value in told.items() if value not in (None, [], {}, ""))
+
+
+def _stage(stage: Mapping[str, Any]) -> str:
+    rate = f"{stage['rate']:g}/s" if "rate" in stage else f"ramp to {stage['rampTo']:g}/s"
+    return f"{rate} for {stage['for']}"
+
+
 def emulated(facts: dict[str, dict[str, Any]]) -> list[str]:
     """What of the ground was not the real thing: `stack vllm-sim`; so that nobody takes its figures for a product's."""
     told = []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -12,6 +15,10 @@ from sandbox.spec.lengths import Pause
 
 STAGED = ("constant", "poisson", "gamma")
 _ROUNDING = 1e-6
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_HEADERS = "Sent with every request; `${NAME}` stands for the environment variable of that name."
+_FRAMING = frozenset({"connection", "content-length", "transfer-encoding", "upgrade", "expect", "te", "trailer"})
+_SECRET = frozenset({"authorization", "proxy-authorization", "cookie", "api-key", "x-api-key", "x-goog-api-key"})
 
 
 def _as(default: str) -> dict[str, Any]:
@@ -122,7 +129,7 @@ class Share(Strict):
     api_key_env: str | None = Field(
         default=None, alias="apiKeyEnv", min_length=1, description="Environment variable that holds the API key."
     )
-    headers: dict[str, str] = Field(default_factory=dict, description="Sent with every request.")
+    headers: dict[str, str] = Field(default_factory=dict, description=_HEADERS)
 
     @field_validator("headers")
     @classmethod
@@ -131,13 +138,22 @@ class Share(Strict):
 
 
 def sendable(headers: dict[str, str]) -> dict[str, str]:
-    """Refuse what cannot be sent as a header."""
+    """Refuse what cannot be sent as a header, and a secret: a scenario is written into reports."""
     for name, text in headers.items():
         if not f"{name}{text}".isprintable() or not name.isascii() or not name or set(name) & set(" :"):
             raise ValueError(f"{name!r} is not a header that can be sent")
         if not text.isascii():
             raise ValueError(f"{name}: a header's text must be ASCII")
+        if name.lower() in _FRAMING:
+            raise ValueError(f"{name} is written by the client, which knows what it sends")
+        if name.lower() in _SECRET and not VARIABLE.search(text):
+            raise ValueError(f"{name} is a secret, and reports are shared: name a variable that holds it, as ${{NAME}}")
     return headers
+
+
+def variables_in(headers: Mapping[str, str]) -> set[str]:
+    """The environment variables that headers name as `${NAME}`."""
+    return {name for text in headers.values() for name in VARIABLE.findall(text)}
 
 
 class Endpoint(Strict):
@@ -149,12 +165,19 @@ class Endpoint(Strict):
         default=None, alias="apiKeyEnv", min_length=1, description="Environment variable that holds the API key."
     )
     ca_file: Path | None = Field(default=None, alias="caFile", description="Certificates to trust, for an own CA.")
-    headers: dict[str, str] = Field(default_factory=dict, description="Sent with every request.")
+    headers: dict[str, str] = Field(default_factory=dict, description=_HEADERS)
 
     @field_validator("headers")
     @classmethod
     def _one_line(cls, value: dict[str, str]) -> dict[str, str]:
         return sendable(value)
+
+    @field_validator("url")
+    @classmethod
+    def _without_secrets(cls, value: str) -> str:
+        if "@" in urlsplit(value).netloc:
+            raise ValueError("holds a user or a password, and reports are shared: leave it out, see `apiKeyEnv`")
+        return value
 
 
 class Workers(Strict):

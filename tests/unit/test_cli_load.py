@@ -40,7 +40,8 @@ def test_a_load_on_a_url_needs_no_cluster_and_ends_with_its_verdict(server: Gold
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(done.stdout)
     assert results["verdict"] == "pass"
-    assert [check["expected"] for check in results["checks"] if check["group"] == "slo"] == ["p(50)<=2s"]
+    promised = [check["expected"] for check in results["checks"] if check["group"] == "slo"]
+    assert promised == ["p(50)<=2s", "value>=0.99"]
     # looks before the load carry no number; what was sent is what is reported
     assert results["summaries"][0]["requests"] == sum(bool(line.number) for line in server.served())
     (folder,) = (tmp_path / "runs").iterdir()
@@ -90,7 +91,12 @@ def test_what_the_endpoint_refuses_is_said_before_the_first_request(
         (("--users", "3"), ["--rate, --users or --trace", "closed arrivals take `users` and no `rate`"]),
         (("--header", "nonsense"), ["'nonsense' is not NAME:VALUE"]),
         (("--header", "X-A: b\x07"), ["--header: 'X-A' is not a header that can be sent"]),
-        (("--search", "5"), ["FROM..TO"]),
+        (("--search", "5..20"), ["--search looks for a rate"]),
+        (("--users", "3", "--process", "constant"), ["--rate, --users or --trace"]),
+        (("--header", "Authorization: Bearer abc"), ["--header", "Authorization is a secret", "${NAME}"]),
+        (("--header", "api-key: ${NO_SUCH_KEY}"), ["not set: NO_SUCH_KEY"]),
+        (("--header", "Content-Length: 3"), ["Content-Length is written by the client"]),
+        (("--locustfile", "nope.py"), ["--locustfile", "there is no locustfile"]),
         (("--process", "sometimes"), ["--process"]),
     ],
 )
@@ -108,6 +114,60 @@ def test_a_url_that_is_none_and_one_where_nobody_answers(tmp_path: Path) -> None
     assert (refused.returncode, "URL: String should match" in refused.stderr) == (2, True), refused.stderr
     nobody = typed(tmp_path, "http://127.0.0.1:9", *QUICK)
     assert (nobody.returncode, "nothing answers" in nobody.stderr) == (4, True), nobody.stderr
+
+
+@pytest.mark.parametrize("between", ["5", "20..5", "0..5", "5..20000"])
+def test_a_search_without_a_range_is_refused(tmp_path: Path, between: str) -> None:
+    done = typed(tmp_path, "http://127.0.0.1:9", "--search", between)
+    assert (done.returncode, "FROM..TO" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_url_with_a_password_is_refused_and_never_shown(tmp_path: Path) -> None:
+    done = typed(tmp_path, "http://me:hunter2@127.0.0.1:9", *QUICK)
+    assert done.returncode == 2, done.stderr
+    assert "holds a user or a password" in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("key", ["s3cret\n", "s3crét"])
+def test_a_key_that_no_header_can_carry_is_refused_and_never_shown(server: Golden, tmp_path: Path, key: str) -> None:
+    done = typed(tmp_path, server.url, *QUICK, key=key)
+    assert done.returncode == 2, done.stderr
+    assert "LOAD_KEY: holds a line break" in done.stderr
+    assert "s3cr" not in done.stdout + done.stderr
+
+
+def test_a_file_that_holds_no_certificate_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nothing of the kind")
+    done = typed(tmp_path, "https://127.0.0.1:9", *QUICK, "--ca-file", "ca.pem")
+    assert (done.returncode, "PEM certificates" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_locustfile_that_does_not_load_leaves_no_run(server: Golden, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import nosuchmodule\n")
+    done = typed(tmp_path, server.url, "--users", "2", "--for", "5s", "--locustfile", "mine.py")
+    assert (done.returncode, "nosuchmodule" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_header_takes_its_secret_from_the_environment_and_leaves_it_there(server: Golden, tmp_path: Path) -> None:
+    words = ("--rate", "30", "--for", "5s", "--header", "authorization: Bearer ${LOAD_KEY}", "--slo", "ok: count>=1")
+    done = typed(tmp_path, server.url, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    kept = "".join(file.read_text(errors="replace") for file in folder.iterdir())
+    assert "s3cret" not in kept
+    assert "${LOAD_KEY}" in kept
+
+
+def test_times_alone_promise_answers_too(server: Golden, tmp_path: Path) -> None:
+    done = typed(tmp_path, "http://127.0.0.1:9", "--rate", "5", "--slo", "ttft: p(50)<=1s", "--dry-run")
+    assert yaml.safe_load(done.stdout)["slo"] == {"ttft": ["p(50)<=1s"], "good_request_fraction": ["value>=0.99"]}
+    done = typed(tmp_path, "http://127.0.0.1:9", "--rate", "5", "--slo", "http_error: count<=3", "--dry-run")
+    assert yaml.safe_load(done.stdout)["slo"] == {"http_error": ["count<=3"]}
+    done = typed(tmp_path, "http://127.0.0.1:9", "--search", "5..9", "--dry-run")
+    assert done.stdout.startswith("# --search 5..9 runs this"), done.stderr
 
 
 def test_a_dry_run_prints_a_scenario_that_can_be_kept(tmp_path: Path) -> None:

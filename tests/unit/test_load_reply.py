@@ -202,6 +202,8 @@ def test_first_and_last_content_are_dated_by_the_read_that_brought_them() -> Non
         ([chunk("a"), {"object": "error", "message": "old"}], "inband_error", "old"),
         ([{"error": {"code": "content_filter"}}], "guardrail_blocked", "content_filter"),
         ([chunk("a"), chunk(None, "content_filter"), DONE], "guardrail_blocked", "content_filter"),
+        ([chunk("a"), chunk(None, "error"), DONE], "inband_error", "finish_reason error"),
+        ([chunk("a"), chunk(None, "abort"), DONE], "inband_error", "finish_reason abort"),
         ([chunk("a"), b"not json"], "inband_error", "malformed"),
         ([chunk("a"), b"[1, 2]"], "inband_error", "malformed"),
     ],
@@ -210,6 +212,12 @@ def test_each_way_a_whole_stream_can_end(events: list[Any], outcome: str, said: 
     reply = read(wire(events))
     assert reply.outcome == outcome
     assert said in reply.detail
+
+
+def test_a_count_below_zero_is_none() -> None:
+    told = {"choices": [], "usage": {"completion_tokens": -3, "prompt_tokens": -1}}
+    reply = read(wire([chunk("a"), chunk(None, "stop"), told, DONE]))
+    assert (reply.outcome, reply.tokens, reply.prompt_tokens) == ("ok", None, None)
 
 
 def plain(status: int, body: bytes, headers: bytes = b"Content-Type: application/json\r\n") -> bytes:

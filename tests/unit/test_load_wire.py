@@ -179,4 +179,27 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory() -> None:
 
 def test_a_line_that_is_no_field_comes_out_for_whoever_parses_it_to_refuse() -> None:
     assert EventStream().feed(b"<html>502</html>\n") == [b"<html>502</html>"]
-    assert EventStream().feed(b'error: {"code": 500}\n\n') == [b'{"error":{"code": 500}}']
+    assert EventStream().feed(b'error: {"code": 500}\n\n') == [b'{"error": {"code": 500}}']
+
+
+@pytest.mark.parametrize(
+    ("lines", "payload"),
+    [
+        (b'event: error\ndata: {"message": "boom"}\n\n', b'{"error": {"message": "boom"}}'),
+        (b'event: error\ndata: {"error": {"code": "x"}}\n\n', b'{"error": {"code": "x"}}'),
+        (b'data: {"message": "boom"}\nevent:error\n\n', b'{"error": {"message": "boom"}}'),
+        (b"event: error\ndata: boom\n\n", b'{"error": "boom"}'),
+        (b"event: error\ndata: {}\n\n", b'{"error": "error"}'),
+        (b'event: message\ndata: {"message": "hello"}\n\n', b'{"message": "hello"}'),
+        (b'event: error\n\ndata: {"message": "after"}\n\n', b'{"message": "after"}'),
+    ],
+)
+def test_an_event_called_error_is_one_wherever_the_reads_fall(lines: bytes, payload: bytes) -> None:
+    for size in range(1, len(lines) + 1):
+        stream = EventStream()
+        found = [each for at in range(0, len(lines), size) for each in stream.feed(lines[at : at + size])]
+        assert found == [payload]
+        assert stream.between
+    half = EventStream()
+    assert half.feed(b"event: error\n") == []
+    assert not half.between

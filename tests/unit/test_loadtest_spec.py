@@ -116,7 +116,10 @@ def test_pods_that_send_need_a_cluster_and_their_image() -> None:
     assert "load-worker" in of_text(stack, Path("demo.yaml")).images
 
 
-def test_a_locustfile_is_its_own_profile() -> None:
+def test_a_locustfile_is_its_own_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loadtests").mkdir()
+    (tmp_path / "loadtests" / "mine.py").touch()
+    monkeypatch.chdir(tmp_path)
     text = (
         GOOD.split("  mix:", maxsplit=1)[0].replace(", apiKeyEnv: KEY", "")
         + "  locustfile: loadtests/mine.py\n  arrivals: {process: closed, users: 2}\n  duration: 9s\n"

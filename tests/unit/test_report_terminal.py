@@ -54,6 +54,9 @@ def test_it_says_where_the_report_lies_and_what_to_type_next(tmp_path: Path) -> 
     unproven = judge(events(Shape(proven=False)))
     assert "sandbox run 'my own.yaml'" in _shown(unproven.model_copy(update={"source": "my own.yaml"}))
     assert "sandbox run survive-a-lost-replica" in _shown(unproven.model_copy(update={"source": ""}))
+    typed = _shown(unproven.model_copy(update={"source": "sandbox load"}))
+    assert "sandbox run" not in typed
+    assert "the same command" in typed
 
 
 def test_a_path_is_never_broken_so_that_it_can_be_copied() -> None:

@@ -72,6 +72,42 @@ def test_a_client_that_was_the_bottleneck_makes_a_run_invalid(changes: dict[str,
         assert all("lower the rate" in each.reason for each in wrong)
 
 
+def test_what_a_client_that_was_the_bottleneck_saw_broken_is_no_failure() -> None:
+    slo = {"ttft": ["p(90)<=1ms"], "http_error": ["count>=1"]}
+    fit = judge(calibrated(history(spec=quiet(slo), faults=[]), beats()))
+    assert fit.verdict == "fail"
+    unfit = judge(calibrated(history(spec=quiet(slo), faults=[]), beats(lag=[0.05] * 20)))
+    assert unfit.verdict == "invalid"
+    for name in ("slo/ttft", "slo/http_error"):
+        assert check(unfit, name).status == "invalid"
+        assert "too slow to tell (client_lag p(99)<=10ms: 50.0 ms)" in check(unfit, name).reason
+    few = judge(calibrated(history(spec=quiet(slo), faults=[]), beats(beats=1, lag=[0.05])))
+    assert few.verdict == "fail", "too few beats show no bottleneck"
+
+
+@pytest.mark.parametrize(
+    ("slo", "status"),
+    [
+        ({"ttft": ["p(90)<=1s"]}, "invalid"),
+        ({"e2e{phase:baseline}": ["p(90)<=1s"]}, "invalid"),
+        ({"ttft": ["p(90)<=1s"], "good_request_fraction": ["rate>=0.9"]}, None),
+        ({"ttft": ["p(90)<=1s"], "dropped": ["count<=10"]}, None),
+        ({"requests": ["count>=1"]}, None),
+    ],
+)
+def test_times_of_survivors_prove_nothing_unless_something_is_promised_of_the_others(
+    slo: dict[str, Any], status: str | None
+) -> None:
+    lost = [each.model_copy(update={"outcome": "dropped", "sent": None}) for each in GOOD[:4]]
+    for many, wanted in ((lost, status), (lost[:3], status and "pass")):
+        results = judge(history(spec=quiet(slo), requests=[*many, *GOOD[len(many) :]], faults=[]))
+        found = [each for each in results.checks if each.id == "validity/answered"]
+        assert [each.status for each in found] == ([wanted] if wanted else [])
+        if wanted == "invalid":
+            assert "4 of 300 requests have no time that counts (4 dropped)" in found[0].reason
+            assert results.verdict == "invalid"
+
+
 def test_requests_begun_late_make_a_run_invalid() -> None:
     late = [each.model_copy(update={"sent": each.scheduled + 0.08}) for each in GOOD]
     results = judge(history(spec=quiet({"requests": ["count>=1"]}), requests=late, faults=[]))
