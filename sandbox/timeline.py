@@ -75,6 +75,9 @@ class LoadStarted(_Event):
     asked: dict[str, Any] = Field(description="Arrival process, rate or users, duration, seed.")
 
 
+EMPTY = "the answer is whole, and says nothing"  # the detail of such a request
+
+
 class Request(_Event):
     """One attempted request, written when it ended; `t` is its end. Times in seconds since the run began."""
 

@@ -18,7 +18,7 @@ from sandbox.metrics import pods
 from sandbox.metrics.summary import summarise
 from sandbox.spec.results import Check, Results, Status, worst
 from sandbox.spec.scenario import Named, Scenario
-from sandbox.timeline import Event, Fact, FaultEvent, Note, PhaseChanged, Probed, RunStarted
+from sandbox.timeline import EMPTY, Event, Fact, FaultEvent, Note, PhaseChanged, Probed, Request, RunStarted
 
 
 def judge(events: Iterable[Event]) -> Results:
@@ -60,7 +60,19 @@ def judge(events: Iterable[Event]) -> Results:
         workloads=pods.summarise(rec.pods),
         time_to_recover=_finite(metrics.time_to_recover(rec)),
         facts={event.about: event.values for event in timeline if isinstance(event, Fact)},
-        notes=[f"{event.level}: {event.message}" for event in timeline if isinstance(event, Note)],
+        notes=[
+            *(f"{event.level}: {event.message}" for event in timeline if isinstance(event, Note)),
+            *_empty(timeline),
+        ],
+    )
+
+
+def _empty(timeline: Sequence[Event]) -> list[str]:
+    """A model may end at once; a server that does so all the time is quick, and of no use."""
+    answered = [event for event in timeline if isinstance(event, Request) and event.outcome == "ok"]
+    empty = sum(event.detail == EMPTY for event in answered)
+    return (
+        [f"warning: {empty} of {len(answered)} answers were whole and said nothing; they count as ok"] if empty else []
     )
 
 

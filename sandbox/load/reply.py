@@ -9,6 +9,7 @@ from typing import Any
 
 from sandbox.load.sse import EventStream
 from sandbox.load.wire import HttpReply, ProtocolError
+from sandbox.timeline import EMPTY
 
 BLOCKED_REASONS = frozenset({"content_filter", "guardrail_intervened"})
 FAILED_REASONS = frozenset({"abort", "aborted", "cancelled", "canceled", "error"})  # of vLLM, SGLang and routers
@@ -30,7 +31,7 @@ class Reply:
 
     Attributes:
         outcome: empty while under way; then one of `sandbox.spec.slo.OUTCOMES`, and it never changes again.
-        detail: why, for every outcome but ok.
+        detail: why, for every outcome but ok; of an answer that is whole and says nothing, that.
         arrivals: when each content chunk was received.
         end: the last byte that counted, or when waiting for it was given up.
         tokens: usage.completion_tokens, where the server sent it.
@@ -58,6 +59,7 @@ class Reply:
         self._is_events = False
         self._body = bytearray()
         self._reason = ""
+        self._said = False
         self._done_at: int | None = None
         self._before = b"\x00"  # no payload starts with it: nothing is learnt yet
         self._behind = b""
@@ -286,9 +288,11 @@ class Reply:
             self._vectors(event, now)
             return
         key, text, self._reason = _first_choice(event)
+        calls = _tool_calls(event)
+        self._said = bool(text or calls)
         if self._keep:
             self._keep_text(key, text)
-            self._keep_calls(_tool_calls(event))
+            self._keep_calls(calls)
         self._finished(now)
 
     def _vectors(self, event: dict[str, Any], now: int) -> None:
@@ -310,7 +314,7 @@ class Reply:
         elif self._reason in FAILED_REASONS:
             self._settle("inband_error", at, f"finish_reason {self._reason}")
         else:
-            self._settle("ok", at)
+            self._settle("ok", at, "" if self.arrivals or self._said else EMPTY)
 
 
 def _count(value: Any, otherwise: int | None) -> int | None:

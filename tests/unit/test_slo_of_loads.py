@@ -16,6 +16,7 @@ from sandbox.judge import judge, regression
 from sandbox.spec.scenario import Scenario
 from sandbox.spec.slo import check_slo, parse_expression
 from sandbox.timeline import (
+    EMPTY,
     BaselineSamples,
     ClientBeat,
     Event,
@@ -106,6 +107,14 @@ def test_times_of_survivors_prove_nothing_unless_something_is_promised_of_the_ot
         if wanted == "invalid":
             assert "4 of 300 requests have no time that counts (4 dropped)" in found[0].reason
             assert results.verdict == "invalid"
+
+
+def test_answers_that_say_nothing_are_told_of() -> None:
+    some = [each.model_copy(update={"detail": EMPTY}) for each in GOOD[:2]]
+    spec = quiet({"requests": ["count>=1"]})
+    told = judge(history(spec=spec, requests=[*some, *GOOD[2:]], faults=[])).notes
+    assert told == ["warning: 2 of 300 answers were whole and said nothing; they count as ok"]
+    assert judge(history(spec=spec, faults=[])).notes == []
 
 
 def test_requests_begun_late_make_a_run_invalid() -> None:
