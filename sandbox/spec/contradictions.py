@@ -11,6 +11,7 @@ from sandbox.spec.slo import METRICS, Expression, Selector, parse_expression, pa
 _AT = "at"
 _PER_REQUEST = frozenset({"ttft", "ttft_intended", "tpot", "ntpot", "e2e", "sched_lag"})
 _LUCK = 1.3  # random arrivals may be so many more than their rate says
+_SHORTEST = 4.6  # seconds: what a p99 of the load client's heartbeat takes
 _OF_A_CLUSTER = ("guardrails", "attacks", "faults", "steadyState")
 _OF_A_STACK = ("openai.chat", "k8s.ready")
 _DEFAULT_WITHIN = "30s"
@@ -32,6 +33,7 @@ def contradictions(raw: Any) -> list[tuple[KeyPath, str]]:
     if raw.get("attacks") and not raw.get("load"):
         problems.append((("attacks",), "needs a `load`: attempts are made while it runs"))
     problems += _cannot_fail(raw)
+    problems += _too_short(raw)
     problems += _late_faults(raw)
     problems += _workloads(raw)
     rooms = [found(raw, room) for found in (_unanswerable, _too_few_samples, _beyond) for room in ("slo", "validity")]
@@ -99,6 +101,16 @@ def _workloads(raw: dict[str, Any]) -> Problems:
             problems.append((("workloads", number, "after"), words))
         names.append(name)
     return problems
+
+
+def _too_short(raw: dict[str, Any]) -> Problems:
+    """A load in which the client's heartbeat has too few beats to show that it kept up."""
+    lasting, own = _seconds(reach(raw, "load", "duration")), raw.get("validity")
+    named = isinstance(own, dict) and any(str(text).startswith("client_lag") for text in own)
+    if lasting is None or lasting >= _SHORTEST or named:
+        return []
+    words = f"{lasting:g}s are too short to show that the load client kept up, which takes 459 beats of 10 ms"
+    return [(("load", "duration"), f"{words}; 5s or longer, or a bound of your own under `validity: client_lag`")]
 
 
 def _late_faults(raw: dict[str, Any]) -> Problems:

@@ -71,6 +71,13 @@ def ask(
     return client.exchange(body, "n-1").reply
 
 
+def test_a_header_of_ones_own_takes_the_place_of_ours_whatever_its_case(tmp_path: Path) -> None:
+    with serving(tmp_path, key="secret") as server:
+        headers = {"authorization": "Bearer secret", "accept": "*/*"}
+        client = Client(resolve(server.url), LIMITS, api_key="wrong", headers=headers)
+        assert client.exchange(BODY).reply.outcome == "ok"
+
+
 @pytest.mark.parametrize("path", ["chat", "completions"])
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_each_outcome_is_told_apart_over_a_real_connection(tmp_path: Path, kind: Kind, path: str) -> None:

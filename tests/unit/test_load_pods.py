@@ -150,12 +150,14 @@ def test_an_event_that_gets_lost_on_the_way_is_a_failure(here: Path, monkeypatch
 
 def test_a_key_goes_over_the_line_and_into_no_object(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("OWN_KEY", "very-secret")
+    monkeypatch.setenv("TEAM_KEY", "also-secret")
+    headers = {"X-Team-Key": "${TEAM_KEY}"}
     with Timeline(here / "timeline.jsonl") as timeline:
-        share = PlannedShare(profile=profiles.resolve("chat-tiny"), model=MODEL, api_key_env="OWN_KEY")
+        share = PlannedShare(profile=profiles.resolve("chat-tiny"), model=MODEL, api_key_env="OWN_KEY", headers=headers)
         wanted = plan("http://127.0.0.1:8000", timeline, shares=[share])
         order = _order(wanted, 1, Clock(0, 0, True, 0), "10.0.0.1:5557", master=False)
         made = objects.all_of(None, wanted, "image", 2)  # type: ignore[arg-type]
-    assert order["env"] == {"OWN_KEY": "very-secret"}
+    assert order["env"] == {"OWN_KEY": "very-secret", "TEAM_KEY": "also-secret"}
     assert order["arguments"] == ["--join", "10.0.0.1:5557"]
     assert "very-secret" not in str(made)
 
