@@ -23,7 +23,6 @@ from locust.env import Environment
 from locust.exception import StopTest
 
 from sandbox.errors import SandboxError, UsageError
-from sandbox.load.check import Access, only_model
 from sandbox.load.client import Client, Exchange, Limits, Target, resolve
 from sandbox.load.green import read_green
 from sandbox.load.keys import api_keys
@@ -245,6 +244,9 @@ _resolved = lru_cache(resolve)
 
 @lru_cache
 def _only_model(host: str, key: str, headers: tuple[tuple[str, str], ...], trusted: Path | None) -> str:
+    # Brings an HTTP library of a dozen MiB, which a load that names its model does without.
+    from sandbox.load.check import Access, only_model  # noqa: PLC0415
+
     return only_model(host, Access(api_key=key, headers=dict(headers), ca_file=trusted))
 
 
