@@ -121,7 +121,7 @@ def test_an_early_stop_and_a_lost_worker(ground: tuple[Kube, stacks.Deployed, st
         events = list(read(timeline.path))
         last = events[-1]
         assert isinstance(last, LoadFinished)
-        assert (last.attempted, last.aborted) == (len(requests(events)), "stopped by SIGTERM")
+        assert (last.attempted, last.aborted) == (len(requests(events)), "asked to end (SIGTERM)")
     with Timeline(tmp_path / "lost.jsonl") as timeline:
         load = start_pods(kube, plan(deployed, timeline, 60.0), image, 2, timeline)
         until(lambda: len(requests(list(read(timeline.path)))) > 5)

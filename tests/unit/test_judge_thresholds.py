@@ -128,7 +128,7 @@ STRICT = quiet(slo={"ttft": [{"threshold": "p(50)<=50ms", "abortOnFail": True}]}
 
 
 def test_the_threshold_that_ended_a_load_fails_with_the_figure_of_that_moment() -> None:
-    results = judge(history(spec=STRICT, faults=[], extra=[ABORTED], aborted="stopped by SIGTERM"))
+    results = judge(history(spec=STRICT, faults=[], extra=[ABORTED], aborted="asked to end (SIGTERM)"))
     found = check(results, "slo/ttft")
     assert (results.verdict, found.status, found.observed) == ("fail", "fail", "80.0 ms")
     assert f"{ABORTED.t:.1f} s" in found.reason
@@ -145,7 +145,7 @@ def test_it_fails_too_where_the_load_came_to_its_end_before_it_could_be_ended() 
 
 @pytest.mark.parametrize("change", [{"finished": False}, {"attempted": 400}])
 def test_a_load_that_was_ended_must_still_have_been_written_down(change: dict[str, Any]) -> None:
-    results = judge(history(spec=STRICT, faults=[], extra=[ABORTED], aborted="stopped by SIGTERM", **change))
+    results = judge(history(spec=STRICT, faults=[], extra=[ABORTED], aborted="asked to end (SIGTERM)", **change))
     assert check(results, "validity/load-client").status == "invalid"
     assert results.verdict == "fail", "what ended it was broken all the same"
 

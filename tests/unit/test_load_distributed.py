@@ -175,7 +175,7 @@ def test_an_early_stop_ends_every_worker_in_order(tmp_path: Path, timeline: Time
         assert load.stop() == 0
     events = list(read(timeline.path))
     (ended,) = [event for event in events if isinstance(event, LoadFinished)]
-    assert ended.aborted == "stopped by SIGTERM"
+    assert ended.aborted == "asked to end (SIGTERM)"
     assert ended.attempted == len(requests(events))
     assert not [worker for worker in workers if worker.is_running()]
 

@@ -434,7 +434,7 @@ def test_an_early_stop_gives_a_locustfile_its_grace(tmp_path: Path, timeline: Ti
     assert requests(events) == []
     last = events[-1]
     assert isinstance(last, LoadFinished)
-    assert last.aborted == "stopped by SIGTERM"
+    assert last.aborted == "asked to end (SIGTERM)"
 
 
 BAD = {

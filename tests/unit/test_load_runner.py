@@ -205,7 +205,7 @@ def test_an_early_stop_cuts_what_is_in_flight_and_does_not_blame_the_server(tmp_
     assert "are not counted" in notes[0]
     last = events[-1]
     assert isinstance(last, LoadFinished)
-    assert (last.attempted, last.aborted) == (0, "stopped by SIGTERM")
+    assert (last.attempted, last.aborted) == (0, "asked to end (SIGTERM)")
 
 
 def _until(true: Any) -> None:

@@ -110,7 +110,7 @@ def test_a_regression_in_a_load_that_another_threshold_ended_is_not_proven() -> 
     told = LoadAborted(t=30, threshold="slo/tpot/p(50)<=1ms", observed="100.0 ms")
     whole = judge(history(spec=quiet(slo), faults=[], extra=[before]))
     assert check(whole, "slo/ttft").status == "fail"
-    cut = judge(history(spec=quiet(slo), faults=[], extra=[before, told], aborted="stopped by SIGTERM"))
+    cut = judge(history(spec=quiet(slo), faults=[], extra=[before, told], aborted="asked to end (SIGTERM)"))
     assert check(cut, "slo/ttft").status == "invalid"
     assert check(cut, "slo/tpot").status == "fail"
 

@@ -182,7 +182,9 @@ def test_a_broken_threshold_ends_the_load_once_and_is_the_failure(tmp_path: Path
     (told,) = [event for event in read(timeline.path) if isinstance(event, LoadAborted)]
     timeline.close()
     slo = {**SLOW, "tpot": ["p(50)<=1ms"]}
-    results = judge(history(spec=quiet(slo), requests=GOOD[:20], faults=[], extra=[told], aborted="stopped by SIGTERM"))
+    results = judge(
+        history(spec=quiet(slo), requests=GOOD[:20], faults=[], extra=[told], aborted="asked to end (SIGTERM)")
+    )
     assert results.verdict == "fail"
     broken = check(results, "slo/ttft")
     assert (broken.status, broken.observed) == ("fail", "100.0 ms")

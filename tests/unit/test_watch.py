@@ -88,7 +88,7 @@ def test_too_few_beats_end_no_load_though_they_are_no_pass_either(tmp_path: Path
 def test_a_load_that_its_own_client_spoilt_is_invalid_and_not_failed() -> None:
     spec = scenario(validity={"client_lag": aborting("p(99)<=10ms")})
     told = LoadAborted(t=LOAD_AT + 6, threshold="validity/client_lag/p(99)<=10ms", observed="500.0 ms")
-    results = judge(history(spec=spec, extra=[told], aborted="stopped by SIGTERM"))
+    results = judge(history(spec=spec, extra=[told], aborted="asked to end (SIGTERM)"))
     assert results.verdict == "invalid"
     assert check(results, "validity/client_lag").status == "invalid"
     assert check(results, "validity/load-client").status == "pass"
