@@ -193,7 +193,7 @@ def _order(plan: LoadPlan, pods: int, clock: Clock, address: str, *, master: boo
         "processes": pods,
         "epoch_ns": plan.epoch_ns + clock.offset,
         "timeline": Path(TIMELINE),
-        "golden": "",
+        "golden": plan.golden if master else "",  # the master writes down that there is one; each worker has its own
     }
     if plan.locustfile is not None:
         changes["locustfile"] = Path(plan.locustfile.name)

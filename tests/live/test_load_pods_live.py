@@ -96,6 +96,7 @@ def test_pods_send_the_schedule_of_one_process_and_every_event_arrives(
     assert (ended.attempted, ended.aborted) == (len(done), "")
     assert Counter(request.outcome for request in done) == {"ok": len(done)}
     assert begun.t == load.started_at
+    assert begun.asked["calibrated"] is True
     beats = [event for event in events if isinstance(event, ClientBeat)]
     for worker in ("1/2", "2/2"):
         assert sum(beat.calibrated for beat in beats if beat.worker == worker) > 300

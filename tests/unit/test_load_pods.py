@@ -162,6 +162,16 @@ def test_a_key_goes_over_the_line_and_into_no_object(monkeypatch: pytest.MonkeyP
     assert "very-secret" not in str(made)
 
 
+def test_the_master_writes_down_that_its_workers_are_calibrated(here: Path) -> None:
+    with Timeline(here / "timeline.jsonl") as timeline:
+        for golden_url in ("in each pod", ""):
+            wanted = plan("http://127.0.0.1:8000", timeline, golden=golden_url)
+            master = _order(wanted, 1, Clock(0, 0, True, 0), "10.0.0.1:5557", master=True)
+            worker = _order(wanted, 1, Clock(0, 0, True, 0), "10.0.0.1:5557", master=False)
+            assert (master["plan"]["golden"], master["calibrate"]) == (golden_url, False)
+            assert (worker["plan"]["golden"], worker["calibrate"]) == ("", bool(golden_url))
+
+
 def test_pods_have_no_rights_and_reach_only_what_they_load(here: Path) -> None:
     class Api:
         def get(self, _version: str, kind: str, name: str, namespace: str) -> dict[str, Any]:
