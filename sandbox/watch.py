@@ -78,7 +78,7 @@ class Watch:
         if check.status != "fail":
             return False
         if validity:
-            check = as_validity(check)
+            check = as_validity(check, parse_selector(text).metric)
         say(f"{check.title}: {check.reason}; the load is ended (abortOnFail)")
         self._timeline.append(LoadAborted(t=self._timeline.now(), threshold=check.id, observed=check.observed))
         self.aborted = True

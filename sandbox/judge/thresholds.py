@@ -67,9 +67,9 @@ def threshold_checks(scenario: Scenario, timeline: Sequence[Event], rec: Record)
                     for each in found
                     if each.status == "fail" and metric in _OF_THE_CLIENT
                 ]
-                found = [as_validity(each) for each in found]
-            if is_validity and metric in own:
-                found = [_replacing(each, defaults.get(metric, [])) for each in found]
+                found = [as_validity(each, metric) for each in found]
+                if metric in own:
+                    found = [_replacing(each, defaults.get(metric, [])) for each in found]
             if of_requests:
                 found = [_as_it_ended(each, aborted, whole=whole) for each in found]
                 found = [_as_the_client_was(each, unfit) for each in found]
@@ -154,12 +154,11 @@ def _held(rec: Record, selector: Selector, expression: Expression, threshold: Th
     }
 
 
-def as_validity(check: Check) -> Check:
+def as_validity(check: Check, metric: str) -> Check:
     """A breach is no failure of what was tested: it makes the measurement worthless. Say what to change."""
-    name = check.id.removeprefix("slo/")
-    told: dict[str, object] = {"id": f"validity/{name}", "group": "validity"}
+    told: dict[str, object] = {"id": f"validity/{check.id.removeprefix('slo/')}", "group": "validity"}
     if check.status == "fail":
-        remedy = _OF_THE_CLIENT.get(parse_selector(name.partition("/")[0]).metric, _OTHER_REMEDY)
+        remedy = _OF_THE_CLIENT.get(metric, _OTHER_REMEDY)
         told |= {"status": "invalid", "reason": f"{check.reason}; {remedy}"}
     return check.model_copy(update=told)
 

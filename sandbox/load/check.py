@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from sandbox.errors import EnvironmentMissing, SandboxError, UsageError
-from sandbox.load.client import Client, Limits, base_url, resolve
+from sandbox.load.client import Client, Limits, base_url, overridden, resolve
 from sandbox.load.keys import api_keys, filled
 from sandbox.load.plan import PlannedShare
 
@@ -49,7 +49,7 @@ def models(url: str, access: Access, within: float = _WITHIN) -> set[str]:
         EnvironmentMissing: nothing answers there, or it is not ready.
     """
     base = base_url(url)
-    headers = {**({"Authorization": f"Bearer {access.api_key}"} if access.api_key else {}), **access.headers}
+    headers = overridden({"Authorization": f"Bearer {access.api_key}"} if access.api_key else {}, access.headers)
     trust = _trusted(access.ca_file) if base.startswith("https") else False
     within = min(within, _LISTED_WITHIN)
     try:

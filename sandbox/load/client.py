@@ -10,7 +10,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,12 @@ def _reachable(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     return found[0]
 
 
+def overridden(fields: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """Return header fields with `own` in the place of those of the same name, whatever its case."""
+    names = {name.lower() for name in own}
+    return {**{name: text for name, text in fields.items() if name.lower() not in names}, **own}
+
+
 @dataclass(frozen=True)
 class Limits:
     """Seconds a request may take in all, and a begun stream may be silent."""
@@ -175,8 +181,7 @@ class Client:
             "Connection": "keep-alive" if keep_alive else "close",
             **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
         }
-        own = {name.lower() for name in headers or {}}
-        fields = {name: text for name, text in fields.items() if name.lower() not in own} | (headers or {})
+        fields = overridden(fields, headers or {})
         lines = [f"POST {target.base}{_PATHS[path]} HTTP/1.1", *(f"{name}: {text}" for name, text in fields.items())]
         self._head = "\r\n".join(lines).encode() + b"\r\nContent-Length: "
 

@@ -76,6 +76,26 @@ def test_a_header_of_ones_own_takes_the_place_of_ours_whatever_its_case(tmp_path
         headers = {"authorization": "Bearer secret", "accept": "*/*"}
         client = Client(resolve(server.url), LIMITS, api_key="wrong", headers=headers)
         assert client.exchange(BODY).reply.outcome == "ok"
+        check_endpoint(server.url, MODEL, Access(api_key="wrong", headers=headers))
+
+
+def test_the_list_of_models_is_asked_for_with_the_same_headers(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            with other.accept()[0] as connection:
+                heard.append(connection.recv(4096))
+                connection.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        access = Access(api_key="wrong", headers={"authorization": "Bearer secret"})
+        with pytest.raises(UsageError, match="refuses the API key"):
+            check_endpoint(f"http://127.0.0.1:{other.getsockname()[1]}", MODEL, access, within=5)
+        thread.join()
+    assert heard[0].lower().count(b"authorization:") == 1
+    assert b"Bearer secret" in heard[0]
 
 
 @pytest.mark.parametrize("path", ["chat", "completions"])
