@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _SOURCE = "sandbox load"
 _DEFAULT_SLO = {"good_request_fraction": ["value>=0.99"]}
-_MOST_RATE = 10000.0  # as of `arrivals.rate`
 _PLACE = re.compile(rf"^{_SOURCE}:\d+:\d+: ")
 # where a mistake in the scenario that the options amount to comes from
 _OPTIONS = {
@@ -254,9 +253,11 @@ def _range(text: str, others: tuple[object, ...]) -> tuple[float, float]:
     if any(each is not None for each in others):
         words = "--search looks for a rate: write it without --rate, --users, --trace and --baseline"
         raise UsageError(words, fix="leave them out")
+    from sandbox.spec.loadtest import MOST_RATE
+
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*\.\.\s*(\d+(?:\.\d+)?)\s*", text)
     low, high = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
-    if not 0 < low < high <= _MOST_RATE:
-        words = f"--search: {text!r} is not a range of rates above 0 and up to {_MOST_RATE:g}"
+    if not 0 < low < high <= MOST_RATE:
+        words = f"--search: {text!r} is not a range of rates above 0 and up to {MOST_RATE:g}"
         raise UsageError(words, fix="write it as FROM..TO, such as 2..200")
     return low, high

@@ -14,6 +14,7 @@ from sandbox.spec.base import Duration, Mistakes, Name, Strict
 from sandbox.spec.lengths import Pause
 
 STAGED = ("constant", "poisson", "gamma")
+MOST_RATE = 10000  # requests per second
 _ROUNDING = 1e-6
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _HEADERS = "Sent with every request; `${NAME}` stands for the environment variable of that name."
@@ -29,9 +30,9 @@ def _as(default: str) -> dict[str, Any]:
 class Stage(Strict):
     """One stretch of a rate that changes: a step to `rate`, or a ramp to `rampTo` from the rate before it."""
 
-    rate: float | None = Field(default=None, ge=0, le=10000, description="Requests per second, from its start on.")
+    rate: float | None = Field(default=None, ge=0, le=MOST_RATE, description="Requests per second, from its start on.")
     ramp_to: float | None = Field(
-        default=None, alias="rampTo", ge=0, le=10000, description="Reached in a straight line at its end."
+        default=None, alias="rampTo", ge=0, le=MOST_RATE, description="Reached in a straight line at its end."
     )
     during: Duration = Field(alias="for", gt=0, le=86400)
 
@@ -46,7 +47,7 @@ class Arrivals(Strict):
     """When requests start. Open loop: a rate, or a trace; closed loop: users that wait for their answer."""
 
     process: Literal["constant", "poisson", "gamma", "trace", "closed"] = "poisson"
-    rate: float | None = Field(default=None, gt=0, le=10000, description="Requests per second (open loop).")
+    rate: float | None = Field(default=None, gt=0, le=MOST_RATE, description="Requests per second (open loop).")
     stages: list[Stage] = Field(default_factory=list, description="In place of `rate`: steps and ramps.")
     burstiness: float | None = Field(
         default=None, gt=0, le=1000, description="Gamma: shape of the gaps; 1 is Poisson, below it come bursts."
