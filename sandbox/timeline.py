@@ -90,6 +90,19 @@ class Request(_Event):
     tokens: int | None = Field(default=None, description="usage.completion_tokens; null when the server sent none.")
     prompt_tokens: int | None = Field(default=None, description="usage.prompt_tokens, where the server sent it.")
     gaps: list[float] = Field(default_factory=list, description="Seconds between content chunks.")
+    connect_uncertainty: float | None = Field(
+        default=None, description="Seconds by which the connection may have stood sooner than the client noticed."
+    )
+    uncertainty: list[float] | None = Field(
+        default=None,
+        description="Seconds by which each content chunk may have come before it was read; null: unknown.",
+    )
+    end_uncertainty: float | None = Field(
+        default=None, description="Seconds by which the request may have ended sooner than the client noticed."
+    )
+    content_bytes: int | None = Field(
+        default=None, description="Bytes of text that came as content, reasoning or tool calls; null: not counted."
+    )
     outcome: str
     status: int | None = None
     detail: str = ""
