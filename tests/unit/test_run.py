@@ -16,7 +16,7 @@ from sandbox import probes, run, suite
 from sandbox.cluster import Owner
 from sandbox.errors import ClusterError, DeadlineExceeded
 from sandbox.exercise import attack_moments
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.kube import stacks
 from sandbox.plan import Plan, load_all
 from sandbox.run import Options, Outcome, Run, execute
