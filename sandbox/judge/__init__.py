@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from sandbox import metrics
+from sandbox.judge.answered import answered_checks
 from sandbox.judge.attacks import attack_checks
 from sandbox.judge.thresholds import threshold_checks
 from sandbox.judge.workloads import workload_checks
@@ -40,6 +41,7 @@ def judge(events: Iterable[Event]) -> Results:
         *_steady_state(scenario, timeline),
         *_faults(scenario, timeline),
         *threshold_checks(scenario, timeline, rec),
+        *answered_checks(scenario, rec),
         *workload_checks(scenario, rec.pods),
         *attack_checks(scenario, timeline),
     ]
