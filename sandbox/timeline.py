@@ -149,6 +149,11 @@ class LoadFinished(_Event):
     type: Literal["load.finished"] = "load.finished"
     attempted: int
     aborted: str = Field(default="", description="Why it ended early, if it did.")
+    users_asked: int | None = Field(default=None, description="Of a load of users: how many there were to be.")
+    users: int | None = Field(default=None, description="How many of those ever began what they were to do.")
+    targets: dict[str, int] = Field(
+        default_factory=dict, description="Of a locustfile: requests by server; the load's own by its URL."
+    )
 
 
 class FaultEvent(_Event):

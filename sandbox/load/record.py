@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from sandbox.load.client import Exchange
 from sandbox.load.plan import LoadPlan
+from sandbox.load.targets import Targets
 from sandbox.timeline import ClientBeat, LoadFinished, LoadStarted, Note, Request, Timeline
 
 BEAT_NS = 10_000_000
@@ -20,11 +21,15 @@ class Recorder:
 
     Attributes:
         attempted: requests written so far, dropped ones included.
+        users: how many users began what they were to do; None where no users were asked for.
+        targets: requests of a locustfile, by server.
     """
 
     def __init__(self, plan: LoadPlan, worker: str = "") -> None:
         """Open the run's timeline; `worker`: which of several load processes this is."""
         self.attempted = 0
+        self.users = None if plan.locustfile is None and plan.arrivals.users is None else 0
+        self.targets = Targets(plan.url)
         self.worker = worker
         self._plan = plan
         self._timeline = Timeline(plan.timeline, plan.epoch_ns)
@@ -45,11 +50,17 @@ class Recorder:
         """Write what became of one request of a share and return it."""
         return self.exchanged(scheduled, exchange, self._numbered(number, share))
 
-    def exchanged(self, scheduled: int, exchange: Exchange, tags: dict[str, str]) -> Request:
-        """Write what became of one request, with every time our client knows, and return it."""
+    def exchanged(
+        self,
+        scheduled: int,
+        exchange: Exchange,
+        tags: dict[str, str],
+        write: Callable[[Request], Request] | None = None,
+    ) -> Request:
+        """Write what became of one request, with every time our client knows, and return it; `write`: not ours."""
         reply = exchange.reply
         times = reply.arrivals
-        return self.write(
+        return (write or self.write)(
             Request(
                 t=self._seconds(time.monotonic_ns() if reply.end is None else reply.end),
                 scheduled=self._seconds(scheduled),
@@ -86,12 +97,21 @@ class Recorder:
         """Write a second of the client's own pulse."""
         self._timeline.append(event)
 
-    def finished(self, aborted: str, left_out: int) -> None:
+    def finished(self, aborted: str, left_out: int, users_asked: int | None = None) -> None:
         """Write the end. `left_out` requests were cut by our own stop: no failure of the server's, so not counted."""
         now = self._timeline.now()
         if left_out:
             self.warn(f"{left_out} requests in flight were cut by the early stop and are not counted")
-        self._timeline.append(LoadFinished(t=now, attempted=self.attempted, aborted=aborted))
+        self._timeline.append(
+            LoadFinished(
+                t=now,
+                attempted=self.attempted,
+                aborted=aborted,
+                users_asked=users_asked,
+                users=self.users,
+                targets=dict(self.targets.counts),
+            )
+        )
 
     def warn(self, message: str) -> None:
         """Write a line for the reader."""
@@ -102,6 +122,10 @@ class Recorder:
         self._timeline.append(event)
         self.attempted += 1
         return event
+
+    def user_came(self) -> None:
+        """Count a user that began what it was to do."""
+        self.users = (self.users or 0) + 1
 
     def now(self) -> float:
         """Seconds since the run began."""

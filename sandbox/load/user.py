@@ -142,6 +142,7 @@ class StreamingClient:
             response_length=exchange.reply.received,
             exception=None if made.ok else RequestFailed(made.outcome),
             start_time=time.time() - (time.monotonic_ns() - exchange.began) / 1e9,
+            url=self._user.host,
             context={**context, "outcome": made.outcome, "detail": made.detail, EXCHANGE: exchange},
         )
         for kind, value in (("TTFT", made.ttft), ("TPOT", made.tpot)):
