@@ -14,6 +14,7 @@ from sandbox import metrics
 from sandbox.judge.answered import answered_checks
 from sandbox.judge.attacks import attack_checks
 from sandbox.judge.thresholds import threshold_checks
+from sandbox.judge.users import user_checks
 from sandbox.judge.workloads import workload_checks
 from sandbox.metrics import pods
 from sandbox.metrics.summary import summarise
@@ -42,6 +43,7 @@ def judge(events: Iterable[Event]) -> Results:
         *_faults(scenario, timeline),
         *threshold_checks(scenario, timeline, rec),
         *answered_checks(scenario, rec),
+        *user_checks(scenario, timeline),
         *workload_checks(scenario, rec.pods),
         *attack_checks(scenario, timeline),
     ]
