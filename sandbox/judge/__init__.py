@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from sandbox import metrics
 from sandbox.judge.attacks import attack_checks
 from sandbox.judge.thresholds import threshold_checks
+from sandbox.judge.validity import loosening_notes, unfailing
 from sandbox.judge.workloads import workload_checks
 from sandbox.metrics import pods
 from sandbox.metrics.summary import summarise
@@ -42,6 +43,7 @@ def judge(events: Iterable[Event]) -> Results:
         *threshold_checks(scenario, timeline, rec),
         *workload_checks(scenario, rec.pods),
         *attack_checks(scenario, timeline),
+        *unfailing(scenario),
     ]
     checks = _reached(timeline, checks)
     verdict = worst(check.status for check in checks)
@@ -63,6 +65,7 @@ def judge(events: Iterable[Event]) -> Results:
         notes=[
             *(f"{event.level}: {event.message}" for event in timeline if isinstance(event, Note)),
             *_empty(timeline),
+            *loosening_notes(scenario),
         ],
     )
 
