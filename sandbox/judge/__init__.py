@@ -16,6 +16,7 @@ from sandbox.judge.faults import fault_checks
 from sandbox.judge.integrity import in_order, timeline_check
 from sandbox.judge.steady_state import steady_state_checks
 from sandbox.judge.thresholds import threshold_checks
+from sandbox.judge.validity import loosening_notes, unfailing
 from sandbox.judge.workloads import workload_checks
 from sandbox.metrics import pods
 from sandbox.metrics.summary import summarise
@@ -52,6 +53,7 @@ def weigh(timeline: Sequence[Event], *others: Check) -> Results:
         *threshold_checks(scenario, timeline, rec),
         *workload_checks(scenario, rec.pods),
         *attack_checks(scenario, timeline),
+        *unfailing(scenario),
     ]
     checks = [*_reached(timeline, checks), *others]
     verdict = worst(check.status for check in checks)
@@ -73,6 +75,7 @@ def weigh(timeline: Sequence[Event], *others: Check) -> Results:
         notes=[
             *(f"{event.level}: {event.message}" for event in timeline if isinstance(event, Note)),
             *_empty(timeline),
+            *loosening_notes(scenario),
         ],
     )
 
