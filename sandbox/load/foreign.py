@@ -195,7 +195,7 @@ class Foreign(Playing):
         self._runner.user_greenlets.kill(block=False)
 
     def _note(self, message: str) -> None:
-        self.recorder.warn(f"{self.plan.locustfile}: {message}")
+        self.recorder.remark(f"{self.plan.locustfile}: {message}")
 
     def pulse(self) -> None:
         """Beat until everything has ended; how many requests are in flight only the users know: they are counted."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from test_judge import LOAD_AT, check, fault, history, request, scenario
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.spec.results import Check, Results
 from sandbox.timeline import Request
 
@@ -69,12 +69,12 @@ def guard(results: Results, of: str = "") -> Check:
 def test_what_is_named_does_not_hide_what_is_not(slo: dict[str, Any]) -> None:
     results = judged(slo, load(MANY_LOST))
     assert results.verdict == "invalid", results.headline
-    assert [each.id for each in results.checks if each.status != "pass"] == ["validity/answered"]
+    broken = {each.id for each in results.checks if each.status != "pass"}
+    assert {each for each in broken if not each.startswith("validity/scenario")} == {"validity/answered"}
     found = guard(results)
     assert found.observed == "201 of 246 not good: 201 http_error"
     assert 'write the share that has to be good, such as `good_request_fraction: ["rate>=0.95"]`' in found.reason
-    assert judged(slo, load(0, outcome="ok")).verdict in {"pass", "fail"}, "with good answers the guard is silent"
-    assert set(guards(judged(slo, load(0))).values()) == {"pass"}
+    assert guards(judged(slo, load(0))) == {"": "pass"}
 
 
 @pytest.mark.parametrize(

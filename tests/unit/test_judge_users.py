@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from test_judge import GOOD, check, history, scenario
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.spec.results import Results
 from sandbox.timeline import Event, LoadFinished, LoadStarted
 
