@@ -103,6 +103,7 @@ class Request(_Event):
     content_bytes: int | None = Field(
         default=None, description="Bytes of text that came as content, reasoning or tool calls; null: not counted."
     )
+    first_bytes: int | None = Field(default=None, description="Those of the first content chunk; null: not counted.")
     outcome: str
     status: int | None = None
     detail: str = ""
@@ -117,12 +118,21 @@ class ClientBeat(_Event):
     lag: list[float] = Field(description="How late each 10 ms heartbeat of this second was, seconds; the worst 20.")
     beats: int = Field(description="Heartbeats in this second.")
     cpu: float = Field(description="Share of one core used since the last beat.")
+    machine: float | None = Field(
+        default=None, description="Share of all cores that the processes of others used since then; null: unknown."
+    )
     in_flight: int
     worker: str = Field(default="", description="Which of several load processes.")
     added: list[float] = Field(
         default_factory=list, description="What the client added to chunks of the golden server, seconds; the worst 20."
     )
     calibrated: int = Field(default=0, description="Chunks of the golden server in this second.")
+    checked: int = Field(default=0, description="Those of them that a bound of the client's could be held against.")
+    uncovered: int = Field(default=0, description="Those read later than their bound says: any proves bounds wrong.")
+    uncovered_by: float = Field(default=0.0, description="By how much the worst of these, seconds.")
+    stalls: list[tuple[float, float]] = Field(
+        default_factory=list, description="When a heartbeat was due and how late it was, seconds; from 20 ms on."
+    )
 
 
 class LoadAborted(_Event):
@@ -141,6 +151,10 @@ class BaselineSamples(_Event):
     source: str = Field(description="The earlier run's folder or file.")
     selector: str = Field(description="metric{tags}, as a threshold of this run names it.")
     samples: list[float]
+    low: list[float] | None = Field(
+        default=None, description="As low as they may be in truth; null: they are what was measured."
+    )
+    high: list[float] | None = Field(default=None, description="As high as they may be in truth.")
 
 
 class LoadFinished(_Event):
@@ -163,6 +177,9 @@ class FaultEvent(_Event):
     state: Literal["started", "injected", "proven", "healed", "not_healed", "failed", "no_target"]
     detail: str = ""
     evidence: dict[str, Any] = Field(default_factory=dict)
+    uncertainty: float | None = Field(
+        default=None, description="Seconds by which it may have come to this state before that was seen; null: unknown."
+    )
 
 
 class AttackEvent(_Event):

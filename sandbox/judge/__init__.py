@@ -34,7 +34,7 @@ def judge(events: Iterable[Event]) -> Results:
     scenario = Scenario.model_validate(begun.scenario)
     limits = {str(name): limit for name, limit in scenario.load.good.items()} if scenario.load else {}
     workloads = {each.name: each.because or "" for each in scenario.workloads}
-    rec = metrics.record(timeline, limits, workloads)
+    rec = metrics.record(timeline, limits, workloads, metrics.Rules.of(scenario.load))
     checks = [
         *_phases(timeline),
         *_steady_state(scenario, timeline),
