@@ -16,15 +16,17 @@ _BEGINS_WITHIN = 3.0  # of the load's start, before or after
 _ENDS_WITHIN = 2.0
 
 
-def pulse_problems(timeline: Sequence[Event], started: LoadStarted, finished: LoadFinished | None) -> Iterator[str]:
+def pulse_problems(
+    timeline: Sequence[Event], requests: Sequence[Request], started: LoadStarted, finished: LoadFinished | None
+) -> Iterator[str]:
     """Yield what is missing of the pulse of each load process."""
     processes: dict[str, list[ClientBeat]] = {}
-    last: dict[str, float] = {}
     for event in timeline:
         if isinstance(event, ClientBeat):
             processes.setdefault(event.worker, []).append(event)
-        elif isinstance(event, Request):
-            last[event.writer] = max(last.get(event.writer, 0.0), event.t)
+    last: dict[str, float] = {}
+    for request in requests:
+        last[request.writer] = max(last.get(request.writer, 0.0), request.t)
     many = started.asked.get("processes")
     if many and not _all_there(set(processes), int(many)):
         yield f"{many} load processes were asked for, and the pulse is that of {', '.join(processes) or 'none'}"
