@@ -135,6 +135,12 @@ class ClientBeat(_Event):
         default_factory=list, description="What the client added to chunks of the golden server, seconds; the worst 20."
     )
     calibrated: int = Field(default=0, description="Chunks of the golden server in this second.")
+    checked: int = Field(default=0, description="Those of them that a bound of the client's could be held against.")
+    uncovered: int = Field(default=0, description="Those read later than their bound says: any proves bounds wrong.")
+    uncovered_by: float = Field(default=0.0, description="By how much the worst of these, seconds.")
+    stalls: list[tuple[float, float]] = Field(
+        default_factory=list, description="When a heartbeat was due and how late it was, seconds; from 20 ms on."
+    )
 
 
 class LoadAborted(_Event):

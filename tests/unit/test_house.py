@@ -38,6 +38,7 @@ ALLOWED["watch"] = ALLOWED["baseline"] = {"spec", "timeline", "metrics", "judge"
 ALLOWED["plan"] = {*ALLOWED}
 ALLOWED["loading"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["exercise"] = {*ALLOWED, "run"}  # `run` for its type only
+ALLOWED["steady"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["run"] = {*ALLOWED}
 LIBRARIES = {
     "kubernetes": {"kube"},

@@ -128,16 +128,9 @@ def test_requests_begun_late_make_a_run_invalid() -> None:
 def test_a_validity_of_one_model_whose_name_has_a_slash_is_told_like_any_other() -> None:
     late = [each.model_copy(update={"sent": each.scheduled + 0.08, "tags": {"model": "org/name"}}) for each in GOOD]
     spec = quiet({"requests": ["count>=1"]}, validity={"sched_lag{model:org/name}": ["p(90)<=50ms"]})
-    found = check(judge(history(spec=spec, requests=late, faults=[])), "validity/sched_lag")
+    found = check(judge(history(spec=spec, requests=late, faults=[])), "validity/sched_lag{")
     assert (found.status, found.id) == ("invalid", "validity/sched_lag{model:org/name}/p(90)<=50ms")
     assert "did not begin requests when they were due" in found.reason
-
-
-def test_a_scenario_may_set_another_bound_visibly() -> None:
-    spec = quiet({"ttft": ["p(90)<=1s"]}, validity={"client_added": ["p(99)<=50ms"]})
-    results = judge(calibrated(history(spec=spec, faults=[]), beats(added=[0.02] * 20)))
-    assert results.verdict == "pass"
-    assert check(results, "validity/client_added").expected == "p(99)<=50ms"
 
 
 def test_the_worst_twenty_of_a_second_are_enough_for_a_p99() -> None:
