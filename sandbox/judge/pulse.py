@@ -12,8 +12,8 @@ from sandbox.timeline import ClientBeat, Event, LoadFinished, LoadStarted, Reque
 PERIOD = 0.01
 _FULL = 100
 _SLACK = 0.5  # half a second that is not covered is one that is lost
-_BEGINS_WITHIN = 3.0  # of the load's start, before or after
-_ENDS_WITHIN = 2.0
+_BEFORE, _AFTER = 3.0, 0.8  # the load's start: a pulse begins with the order to start, which comes ahead of it
+_ENDS_WITHIN = 1.0
 
 
 def pulse_problems(
@@ -53,7 +53,7 @@ def _holes(beats: Sequence[ClientBeat], started: float) -> Iterator[str]:
     whole = beats[-1].beats == _FULL or len(beats) == 1
     judged = begins if whole else begins[:-1]  # the last waits for its process to end
     begin = min(judged)
-    if not -_BEGINS_WITHIN <= begin - started <= _BEGINS_WITHIN + max(beats[0].lag, default=0.0):
+    if not -_BEFORE <= begin - started <= _AFTER + max(beats[0].lag, default=0.0):
         yield f"has a pulse from {begin:.2f} s on, and the load started at {started:.2f} s"
     for beat, each in zip(beats, judged, strict=False):
         if each - begin > max(beat.lag, default=0.0) + _SLACK:
