@@ -55,17 +55,21 @@ def timeline_check(scenario: Scenario, timeline: Sequence[Event], ordered: Seque
         reason += f" ({len(problems) - 2} more)"
     told = [*([_OLDER] if older else []), *([reason] if reason else [])]
     more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-    writers = Counter(event.writer for event in timeline)
+    writers = sorted({event.writer for event in timeline})
     return Check(
         id="validity/timeline",
         group="validity",
         title="the timeline is whole",
         status="invalid" if told else "pass",
-        observed="lines without numbers" if older else f"{len(timeline)} lines of {len(writers)} writers",
+        observed=f"{_said(problems)}, {'lines without numbers' if older else f'the lines of {", ".join(writers)}'}",
         expected="each line once and in its place, closing tallies that fit, nothing that cannot have been",
         reason="; ".join(told),
         evidence=[*([_OLDER] if older else []), *problems[:_SHOWN], *more],
     )
+
+
+def _said(problems: Sequence[str]) -> str:
+    return f"{len(problems)} contradictions" if problems else "no contradiction"
 
 
 def _beginnings(timeline: Iterable[Event]) -> list[RunStarted]:
