@@ -33,7 +33,8 @@ def judge(events: Iterable[Event]) -> Results:
     """
     timeline = list(events)
     scenario, _ = _asked(timeline)
-    return weigh(in_order(timeline), timeline_check(scenario, timeline))
+    ordered = in_order(timeline)
+    return weigh(ordered, timeline_check(scenario, timeline, ordered))
 
 
 def weigh(timeline: Sequence[Event], *others: Check) -> Results:
