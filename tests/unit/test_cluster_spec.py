@@ -135,9 +135,7 @@ def test_with_several_control_planes_controllers_and_schedulers_elect_one_that_a
             assert "leader-elect" not in patch.get(part, {}).get("extraArgs", {})
     given = spec(several).scheduler_config
     assert given is None or given["leaderElection"] == {"leaderElect": True}
-    (ours,) = [
-        each for each in patches(rendered(several)) if "local" in each.get("etcd", {}) and "apiServer" not in each
-    ]
+    ours = patches(rendered(several))[0]
     assert ours["etcd"]["local"]["extraArgs"] == {"unsafe-no-fsync": "true"}
 
 

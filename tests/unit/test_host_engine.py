@@ -68,7 +68,7 @@ def test_a_context_that_is_not_there_is_an_error_and_never_the_default_engine(
     if by == "variable":
         monkeypatch.setenv("DOCKER_CONTEXT", "nowhere")
     for ask in (engine_url, engine.client, preparing.prepare):
-        with pytest.raises(EnvironmentMissing, match="there is no docker context nowhere|does not answer") as refused:
+        with pytest.raises(EnvironmentMissing, match=r"there is no docker context nowhere|does not answer") as refused:
             ask()
         assert refused.value.exit_code == 4
         assert "DOCKER_CONTEXT" in refused.value.fix
