@@ -126,6 +126,7 @@ class Session(Playing):
             api_key=os.environ.get(share.api_key_env, "") if share.api_key_env else "",
             headers=filled(share.headers),
             keep_alive=self.plan.keep_alive,
+            allow_empty=share.profile.allow_empty,
             transport=GreenTransport(),
         )
 
