@@ -8,12 +8,11 @@ from typing import Any
 
 from sandbox import metrics
 from sandbox.errors import UsageError
-from sandbox.judge import judge
 from sandbox.judge.against import samples_needed
-from sandbox.spec.results import Results
+from sandbox.recorded import judged
 from sandbox.spec.scenario import Scenario
 from sandbox.spec.slo import Expression, Selector, Threshold, parse_expression, parse_selector
-from sandbox.timeline import BaselineSamples, Event, LoadStarted, RunStarted, read
+from sandbox.timeline import BaselineSamples, Event, LoadStarted, RunStarted
 
 _FIX = "give the folder of a run that passed, such as runs/<id>"
 # What has to be the same, else the difference would be that of two loads; seed and duration need not be.
@@ -46,7 +45,7 @@ def samples_for(scenario: Scenario, folder: Path) -> list[BaselineSamples]:
     if not wanted:
         fix = "write one such as ttft: ['p(50)<=baseline+10%'], or leave the baseline out"
         raise UsageError("no threshold is held against a baseline", where=str(folder), fix=fix)
-    events, results = _judged(folder)
+    events, results = judged(folder, _FIX)
     broken = [check for check in results.checks if check.group in _MUST_PASS and check.status != "pass"]
     if results.verdict == "fail" or broken:
         details = [f"{each.title}: {each.reason or each.observed}" for each in broken[:_FEW]]
@@ -54,17 +53,6 @@ def samples_for(scenario: Scenario, folder: Path) -> list[BaselineSamples]:
     if other := _differences(scenario, events, wanted):
         raise UsageError("is another load, and cannot be compared", where=str(folder), details=other, fix=_FIX)
     return _samples(scenario, folder, events, wanted)
-
-
-def _judged(folder: Path) -> tuple[list[Event], Results]:
-    path = folder / "timeline.jsonl"
-    if not path.is_file():
-        raise UsageError("holds no timeline.jsonl", where=str(folder), fix=_FIX)
-    try:
-        events = list(read(path))
-        return events, judge(events)
-    except ValueError as error:
-        raise UsageError(f"cannot be read: {error}", where=str(path), fix=_FIX) from error
 
 
 def _begun(events: list[Event]) -> RunStarted:

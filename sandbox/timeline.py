@@ -350,28 +350,6 @@ class Timeline:
         self.close()
 
 
-class Follower:
-    """Reads a timeline that is being written: each call gives what was appended since, never half a line."""
-
-    def __init__(self, path: Path) -> None:
-        """Begin at the start of `path`."""
-        self._path = path
-        self._place = 0
-        self._number = 0
-
-    def read(self) -> Iterator[Event]:
-        """Yield the events that came since the last call; a broken line raises as in `read`."""
-        with self._path.open("rb") as file:
-            file.seek(self._place)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._number += 1
-                event = _parsed(line, self._path, self._number)
-                self._place += len(line)
-                yield event
-
-
 def wall_now() -> str:
     """UTC now, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -389,12 +367,13 @@ def read(path: Path) -> Iterator[Event]:
             if not line.endswith(b"\n"):
                 yield Note(t=last, level="warning", message=f"line {number} is cut off: the writer was killed there")
                 return
-            event = _parsed(line, path, number)
+            event = parsed(line, path, number)
             last = event.t
             yield event
 
 
-def _parsed(line: bytes, path: Path, number: int) -> Event:
+def parsed(line: bytes, path: Path, number: int) -> Event:
+    """One line of a timeline; ValueError names a broken one, and one of another grammar."""
     try:
         event = _ADAPTER.validate_json(line)
     except ValidationError as error:
