@@ -7,20 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from sandbox import metrics
 from sandbox.judge.against import against
+from sandbox.judge.validity import shown_as_loosened, validity_of
 from sandbox.judge.witnesses import shown, witnesses
 from sandbox.metrics import Record
 from sandbox.spec.results import Check, Status
 from sandbox.spec.scenario import Scenario
-from sandbox.spec.slo import METRICS, OUTCOMES, Expression, Selector, Slo, Threshold, parse_expression, parse_selector
-from sandbox.timeline import BaselineSamples, Event, LoadAborted, LoadFinished, LoadStarted
+from sandbox.spec.slo import METRICS, OUTCOMES, Expression, Selector, Threshold, parse_expression, parse_selector
+from sandbox.timeline import BaselineSamples, Event, LoadAborted, LoadFinished
 
-# Held against every run that has a load, unless the scenario's own `validity` names the metric.
-DEFAULT_VALIDITY: Slo = {
-    "client_lag": [Threshold(threshold="p(99)<=10ms")],
-    "client_added": [Threshold(threshold="p(99)<=5ms")],
-    "sched_lag": [Threshold(threshold="p(99)<=50ms", min_samples=1)],
-    "client_cpu": [Threshold(threshold="value<=0.95")],
-}
 _TIMES = frozenset(name for name, metric in METRICS.items() if metric.of == "requests" and metric.kind == "trend")
 _OF_OUTCOMES = frozenset({"good_request_fraction", *OUTCOMES})
 _FEW = 0.01
@@ -49,9 +43,7 @@ def threshold_checks(scenario: Scenario, timeline: Sequence[Event], rec: Record)
     aborted = next((event for event in timeline if isinstance(event, LoadAborted)), None)
     earlier = {event.selector: event for event in timeline if isinstance(event, BaselineSamples)}
     whole = finished is not None and not finished.aborted
-    defaults = _defaults(scenario, timeline, rec)
-    own = {parse_selector(text).metric for text in scenario.validity}
-    validity = {**{name: slo for name, slo in defaults.items() if name not in own}, **scenario.validity}
+    validity = validity_of(scenario, timeline, rec)
     checks: dict[bool, list[Check]] = {False: [], True: []}
     unfit: list[str] = []
     for is_validity, slo in ((True, validity), (False, scenario.slo)):
@@ -68,8 +60,7 @@ def threshold_checks(scenario: Scenario, timeline: Sequence[Event], rec: Record)
                     if each.status == "fail" and metric in _OF_THE_CLIENT
                 ]
                 found = [as_validity(each, metric) for each in found]
-                if metric in own:
-                    found = [_replacing(each, defaults.get(metric, [])) for each in found]
+                found = [shown_as_loosened(each, text, scenario) for each in found]
             if of_requests:
                 found = [_as_it_ended(each, aborted, whole=whole) for each in found]
                 found = [_as_the_client_was(each, unfit) for each in found]
@@ -78,27 +69,6 @@ def threshold_checks(scenario: Scenario, timeline: Sequence[Event], rec: Record)
         [*_unanswered(scenario, rec), _client_check(finished, aborted, len(rec.table))] if scenario.load else []
     )
     return [*checks[False], *checks[True], *of_the_load]
-
-
-def _defaults(scenario: Scenario, timeline: Sequence[Event], rec: Record) -> Slo:
-    """What holds for this load. A client that was to be calibrated and was not is no pass; older ones never were."""
-    if scenario.load is None:
-        return {}
-    asked = next((event.asked for event in timeline if isinstance(event, LoadStarted)), {})
-    left_out = set()
-    if not asked.get("calibrated") and not any(beat.calibrated for beat in rec.beats):
-        left_out.add("client_added")
-    if scenario.load.locustfile is not None:  # it has no schedule but its own
-        left_out.add("sched_lag")
-    return {name: slo for name, slo in DEFAULT_VALIDITY.items() if name not in left_out}
-
-
-def _replacing(check: Check, default: Sequence[Threshold]) -> Check:
-    """Say it where a scenario set its own bound in place of the default."""
-    if not default:
-        return check
-    line = f"the scenario's own bound, in place of {', '.join(each.threshold for each in default)}"
-    return check.model_copy(update={"evidence": [line, *check.evidence]})
 
 
 def check_threshold(

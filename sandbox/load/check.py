@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 
 from sandbox.errors import EnvironmentMissing, SandboxError, UsageError
-from sandbox.load.client import Client, Limits, base_url, overridden, resolve
+from sandbox.load.client import Client, base_url, overridden, resolve
 from sandbox.load.keys import api_keys, filled
 from sandbox.load.plan import PlannedShare
+from sandbox.load.transport import Limits
 
 _WITHIN = 60.0
 _LISTED_WITHIN = 10.0

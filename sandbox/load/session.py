@@ -23,13 +23,14 @@ from locust.runners import Runner
 
 from sandbox.load.arrivals import schedule
 from sandbox.load.canary import Canary
-from sandbox.load.client import Client, Limits, resolve
-from sandbox.load.green import read_green
+from sandbox.load.client import Client, resolve
+from sandbox.load.green import GreenTransport
 from sandbox.load.keys import filled
 from sandbox.load.outcome import RequestFailed
 from sandbox.load.plan import LoadPlan, PlannedShare
-from sandbox.load.record import Pulse, Recorder
+from sandbox.load.record import Known, Pulse, Recorder
 from sandbox.load.traffic import Answer, Conversation, Traffic, Turn
+from sandbox.load.transport import Limits
 
 _AFTER_FAILURE = 0.1
 _ANSWERED = ("ok", "guardrail_blocked")
@@ -125,7 +126,7 @@ class Session(Playing):
             api_key=os.environ.get(share.api_key_env, "") if share.api_key_env else "",
             headers=filled(share.headers),
             keep_alive=self.plan.keep_alive,
-            reader=read_green,
+            transport=GreenTransport(),
         )
 
     def start(self, t0: int, first_user: int = 0) -> None:
@@ -307,7 +308,7 @@ def beat(plan: LoadPlan, recorder: Recorder, in_flight: Callable[[], int], done:
     """Write this process's pulse until `done`; streams of the golden server fly along where the plan names one."""
     canary = Canary(plan.golden) if plan.golden else None
     flight = gevent.spawn(canary.fly, done) if canary else None
-    pulse = Pulse(recorder, in_flight, canary.take if canary else list)
+    pulse = Pulse(recorder, in_flight, canary.take if canary else Known)
     while not done.is_set():
         gevent.sleep(max(0.0, (pulse.due - time.monotonic_ns()) / 1e9))
         pulse.beat(time.monotonic_ns())

@@ -23,12 +23,13 @@ from locust.env import Environment
 from locust.exception import StopTest
 
 from sandbox.errors import SandboxError, UsageError
-from sandbox.load.client import Client, Exchange, Limits, Target, resolve
-from sandbox.load.green import read_green
+from sandbox.load.client import Client, Exchange, Target, resolve
+from sandbox.load.green import GreenTransport
 from sandbox.load.keys import api_keys
 from sandbox.load.outcome import RequestFailed
 from sandbox.load.plan import PlannedShare
 from sandbox.load.traffic import Answer, Traffic
+from sandbox.load.transport import Limits
 from sandbox.spec import profile as profiles
 
 EXCHANGE = "exchange"
@@ -127,7 +128,7 @@ class StreamingClient:
                 api_key=self._api_key,
                 headers=user.headers,
                 keep_alive=user.keep_alive,
-                reader=read_green,
+                transport=GreenTransport(),
             )
         return self._clients[path, stream]
 

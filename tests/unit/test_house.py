@@ -16,7 +16,8 @@ LEAVES = {"errors", "progress", "paths", "__init__"}
 # room -> the rooms it may import; `errors`, `progress` and `paths` are open to all.
 ALLOWED: dict[str, set[str]] = {
     "spec": set(),
-    "timeline": set(),
+    "grammar": set(),
+    "timeline": {"grammar"},
     "metrics": {"spec", "timeline"},
     "judge": {"spec", "timeline", "metrics"},
     "report": {"spec", "timeline"},
@@ -37,6 +38,7 @@ ALLOWED["watch"] = ALLOWED["baseline"] = {"spec", "timeline", "metrics", "judge"
 ALLOWED["plan"] = {*ALLOWED}
 ALLOWED["loading"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["exercise"] = {*ALLOWED, "run"}  # `run` for its type only
+ALLOWED["steady"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["run"] = {*ALLOWED}
 LIBRARIES = {
     "kubernetes": {"kube"},

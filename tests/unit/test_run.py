@@ -16,7 +16,7 @@ from sandbox import probes, run, suite
 from sandbox.cluster import Owner
 from sandbox.errors import ClusterError, DeadlineExceeded
 from sandbox.exercise import attack_moments
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.kube import stacks
 from sandbox.plan import Plan, load_all
 from sandbox.run import Options, Outcome, Run, execute
@@ -108,8 +108,9 @@ def test_an_interrupt_ends_with_130_after_everything_is_undone(executed: Callabl
 def passing(run: Run) -> None:
     """All that first-answer asks for, as a history: only the steady state is looked at in this test."""
     for when in ("before", "after"):
-        for position, use in enumerate(run.plan.scenario.steady_state):
-            run.timeline.append(Probed(t=1, probe=use.name, index=position, when=when, ok=True, detail="ok"))  # type: ignore[arg-type]
+        for position, use in enumerate(run.plan.scenario.steady_state * run.plan.scenario.steady.looks):
+            index = position % len(run.plan.scenario.steady_state)
+            run.timeline.append(Probed(t=1, probe=use.name, index=index, when=when, ok=True, detail="ok"))  # type: ignore[arg-type]
 
 
 def recover(run: Run) -> None:
@@ -230,7 +231,7 @@ def test_required_stacks_are_deployed_first_told_apart_and_looked_at_by_probes(
         monkeypatch.setattr(Run, "ground", (Node(), nothing))
 
     monkeypatch.setattr(run.stacks, "deploy", fake)
-    monkeypatch.setattr(run.probes, "look", look)
+    monkeypatch.setattr(probes, "look", look)
     monkeypatch.setattr(run.namespaces, "clear", lambda kube: [])
     monkeypatch.setattr(run.workloads, "clear", lambda kube: None)
     monkeypatch.setattr(run, "_references", lambda plan: dict.fromkeys(plan.images, "ref"))
