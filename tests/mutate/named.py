@@ -6,17 +6,18 @@ to apply exactly once, or the sabotage is no longer true and is an error. The wo
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Literal
 
 import yaml
@@ -29,6 +30,14 @@ _FILES = ("pyproject.toml", "constraints.txt", "noxfile.py", "README.md", "CHANG
 _SECONDS = 180.0  # for the tests of one sabotage
 _FAILED = 1  # pytest's exit code for tests that failed; any other says that they were not run
 State = Literal["killed", "survived", "error"]
+# Of the time that one file of tests takes, most is the loading of these. So one process loads them, once, and each try
+# is a child of that one.
+_LIBRARIES = [
+    "altair", "docker", "httpx", "jinja2", "kubernetes.client", "numpy", "psutil", "pydantic", "pytest",
+    "rich.console", "scipy.stats", "tenacity", "typer", "yaml",
+]  # fmt: skip
+_QUICK = multiprocessing.get_context("forkserver")
+_QUICK.set_forkserver_preload(_LIBRARIES)
 
 
 class Untrue(Exception):
@@ -136,7 +145,7 @@ def attempt(tree: Path, sabotage: Sabotage) -> Outcome:
         code, output = _pytest(tree, "-x", *sabotage.tests)
     except Untrue as untrue:
         return Outcome(sabotage, "error", str(untrue), 0.0)
-    except subprocess.TimeoutExpired:  # nobody would take tests that hang for green ones
+    except TimeoutError:  # nobody would take tests that hang for green ones
         return Outcome(sabotage, "killed", f"the tests hang, for {_SECONDS:g} s", time.monotonic() - begun)
     finally:
         file.write_text(source, encoding="utf-8")
@@ -151,31 +160,43 @@ def attempt(tree: Path, sabotage: Sabotage) -> Outcome:
 
 def _refuse_red(tree: Path, tests: list[str]) -> None:
     """A test that is red without any sabotage would kill all of them."""
-    command = [sys.executable, "-c", "import sandbox; print(sandbox.__file__)"]
-    where = subprocess.run(command, cwd=tree, env=environment(tree), check=True, capture_output=True, text=True).stdout
-    if not Path(where.strip()).is_relative_to(tree):
-        raise RuntimeError(f"the tests would run {where.strip()}, not the copy in {tree}")
     code, output = _pytest(tree, *tests, seconds=len(tests) * _SECONDS)
     if code:
         raise RuntimeError(f"without any sabotage the tests end with {code}:\n{output[-3000:]}")
 
 
 def _pytest(tree: Path, *arguments: str, seconds: float = _SECONDS) -> tuple[int, str]:
-    """Exit code and output. What hangs is ended with all that it started.
+    """Exit code and output of pytest on a tree. What hangs is ended with all that it started.
 
     Raises:
-        TimeoutExpired: it took longer than `seconds`.
+        TimeoutError: it took longer than `seconds`.
     """
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", *arguments]
-    with TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-        process = subprocess.Popen(
-            command, cwd=tree, env=environment(tree), stdout=output, stderr=output, start_new_session=True
-        )
-        try:
-            code = process.wait(seconds)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-        output.seek(0)
-        return code, output.read()
+    with NamedTemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        options = ("-q", "--no-header", "--tb=line", "-p", "no:cacheprovider")
+        process = _QUICK.Process(target=_in_child, args=(str(tree), output.name, [*options, *arguments]))
+        process.start()
+        process.join(seconds)
+        if process.exitcode is None:
+            os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+            raise TimeoutError
+        return process.exitcode, Path(output.name).read_text(encoding="utf-8", errors="replace")
+
+
+def _in_child(tree: str, output: str, arguments: list[str]) -> None:
+    """In a process of its own that has the libraries already, and nothing of the product."""
+    os.setsid()
+    sink = os.open(output, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    os.chdir(tree)
+    os.environ |= environment(Path(tree))
+    sys.path[:] = [tree, *(each for each in sys.path if Path(each or ".").resolve() not in {ROOT, Path(tree)})]
+    for name in [name for name in sys.modules if name.partition(".")[0] in {"sandbox", "tests"}]:
+        del sys.modules[name]
+    import pytest  # noqa: PLC0415 - the process that starts this one needs none
+
+    found = find_spec("sandbox")
+    if (Path(tree) / "sandbox").is_dir() and (found is None or not Path(str(found.origin)).is_relative_to(tree)):
+        raise RuntimeError(f"{found} would be tested, not the copy in {tree}")
+    sys.exit(pytest.main(arguments))

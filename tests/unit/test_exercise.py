@@ -33,7 +33,7 @@ class Load:
         self.code = code
         self.stopped = 0
 
-    def wait(self, within: float) -> int:
+    def wait(self, _: float) -> int:
         time.sleep(0.05)
         return self.code
 
@@ -108,9 +108,7 @@ def test_a_load_client_that_broke_ends_the_phase_with_its_last_words(exercised: 
     assert run.stop.is_set()
 
 
-def test_a_load_that_cannot_start_ends_the_phase(
-    exercised: Exercised, monkeypatch: pytest.MonkeyPatch, run: Run
-) -> None:
+def test_a_load_that_cannot_start_ends_the_phase(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exercise, "start_load", fails_with(Unproven("the stack does not answer")))
     with pytest.raises(Unproven, match="does not answer"):
         exercise.exercise(run)

@@ -79,6 +79,9 @@ class Stack:
     def answer(self, asked: Asked) -> Answer | None:
         if "watch" in asked.query:
             return Answer(lines=[])
+        return self.deployments(asked) or self.all_pods(asked)
+
+    def deployments(self, asked: Asked) -> Answer | None:
         if asked.path == APPS:
             return Answer(200, {"resources": [{"name": "deployments", "kind": "Deployment", "namespaced": True}]})
         if asked.path == DEPLOYMENTS:
@@ -86,6 +89,9 @@ class Stack:
         if asked.path == f"{DEPLOYMENTS}/sim" and asked.method == "PATCH":
             self.roll(asked.body)
             return Answer(200, self.deployment())
+        return None
+
+    def all_pods(self, asked: Asked) -> Answer | None:
         if asked.path == PODS:
             return listed([pod.as_json() for pod in self.pods] if self.chosen(asked) else [])
         pod = next((pod for pod in self.pods if asked.path == f"{PODS}/{pod.name}"), None)

@@ -115,10 +115,8 @@ def test_a_pods_end_is_told_as_the_server_tells_it(driven: Driven, phase: str, s
 def test_a_pod_that_has_ended_holds_no_gpu_any_more(driven: Driven) -> None:
     class Nodes(Cluster):
         def list(self, *_: Any, **__: Any) -> list[Object]:
-            return [
-                {"metadata": {"name": name}, "status": {"allocatable": {"nvidia.com/gpu": "4"}}}
-                for name in ("n1", "n2")
-            ]
+            offers = {"allocatable": {"nvidia.com/gpu": "4"}}
+            return [{"metadata": {"name": name}, "status": offers} for name in ("n1", "n2")]
 
     def become(thing: Object) -> list[dict[str, Any]]:
         last = thing["metadata"]["name"] == "trainers-2"
