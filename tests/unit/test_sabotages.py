@@ -21,7 +21,8 @@ def test_a_sabotage_applies_once_and_leaves_a_program_whose_tests_are_there(sabo
     ast.parse(changed)
     assert sabotage.tests
     for test in sabotage.tests:
-        assert (ROOT / test.partition("::")[0]).is_file(), test
+        file, _, name = test.partition("::")
+        assert f"def {name}" in (ROOT / file).read_text(encoding="utf-8"), test
 
 
 def test_every_room_and_the_run_has_sabotages_with_names_of_their_own() -> None:
