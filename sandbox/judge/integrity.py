@@ -61,15 +61,11 @@ def timeline_check(scenario: Scenario, timeline: Sequence[Event], ordered: Seque
         group="validity",
         title="the timeline is whole",
         status="invalid" if told else "pass",
-        observed=f"{_said(problems)}, {'lines without numbers' if older else f'the lines of {", ".join(writers)}'}",
+        observed=f"{len(problems) or 'no'} problems in the lines of {', '.join(filter(None, writers)) or 'nobody'}",
         expected="each line once and in its place, closing tallies that fit, nothing that cannot have been",
         reason="; ".join(told),
         evidence=[*([_OLDER] if older else []), *problems[:_SHOWN], *more],
     )
-
-
-def _said(problems: Sequence[str]) -> str:
-    return f"{len(problems)} contradictions" if problems else "no contradiction"
 
 
 def _beginnings(timeline: Iterable[Event]) -> list[RunStarted]:
