@@ -18,7 +18,7 @@ import psutil
 
 from sandbox import __version__, baseline, cluster, errors, grammar, images, loading, steady, workloads
 from sandbox.cluster import Cluster, Owner
-from sandbox.errors import SandboxError, Unproven
+from sandbox.errors import ClusterError, SandboxError, Unproven
 from sandbox.exercise import exercise
 from sandbox.gpu import strike
 from sandbox.host import prepare, require
@@ -232,8 +232,8 @@ class Outcome:
             return errors.EXIT_INTERRUPTED
         if self.results.verdict == "fail":
             return errors.EXIT_FAIL
-        if isinstance(self.error, SandboxError):
-            return self.error.exit_code
+        if isinstance(self.error, SandboxError):  # NotOurs has the code of a `fail`, and is no verdict
+            return errors.EXIT_ENVIRONMENT if isinstance(self.error, ClusterError) else self.error.exit_code
         return errors.EXIT_PASS if self.results.verdict == "pass" else errors.EXIT_INVALID
 
 

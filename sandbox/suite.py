@@ -12,7 +12,9 @@ from rich.console import Console
 
 from sandbox import cluster, errors, recorded
 from sandbox.cluster import Owner, record
+from sandbox.errors import SandboxError
 from sandbox.plan import Plan
+from sandbox.progress import say
 from sandbox.report import github, suite, terminal
 from sandbox.report.files import RESULTS, read_results
 from sandbox.report.write import write_all
@@ -52,12 +54,20 @@ def execute_all(plans: Sequence[Plan], options: Options) -> list[Outcome]:
     names = [name for _, name in turns]
     with ExitStack() as undo:
         for position, (plan, name) in enumerate(turns):
-            undo.callback(release, name)  # where an interrupt keeps the last of its runs from doing so
+            undo.callback(_end, name)  # where an interrupt keeps the last of its runs from doing so
             outcome = execute(plan, replace(options, keep_cluster=name in names[position + 1 :]))
             outcomes.append(outcome)
             if isinstance(outcome.error, KeyboardInterrupt):
                 break
     return outcomes
+
+
+def _end(name: str) -> None:
+    """Release a cluster; that it stays was an error of its last run, and hides no verdict."""
+    try:
+        release(name)
+    except SandboxError as error:
+        say(str(error))
 
 
 def release(name: str) -> None:

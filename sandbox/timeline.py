@@ -115,6 +115,7 @@ class Request(_Event):
     content_bytes: int | None = Field(
         default=None, description="Bytes of text that came as content, reasoning or tool calls; null: not counted."
     )
+    first_bytes: int | None = Field(default=None, description="Those of the first content chunk; null: not counted.")
     outcome: str
     status: int | None = None
     detail: str = ""
@@ -129,6 +130,9 @@ class ClientBeat(_Event):
     lag: list[float] = Field(description="How late each 10 ms heartbeat of this second was, seconds; the worst 20.")
     beats: int = Field(description="Heartbeats in this second.")
     cpu: float = Field(description="Share of one core used since the last beat.")
+    machine: float | None = Field(
+        default=None, description="Share of all cores that the processes of others used since then; null: unknown."
+    )
     in_flight: int
     worker: str = Field(default="", description="Which of several load processes.")
     added: list[float] = Field(
@@ -159,6 +163,10 @@ class BaselineSamples(_Event):
     source: str = Field(description="The earlier run's folder or file.")
     selector: str = Field(description="metric{tags}, as a threshold of this run names it.")
     samples: list[float]
+    low: list[float] | None = Field(
+        default=None, description="As low as they may be in truth; null: they are what was measured."
+    )
+    high: list[float] | None = Field(default=None, description="As high as they may be in truth.")
 
 
 class LoadFinished(_Event):
@@ -182,6 +190,9 @@ class FaultEvent(_Event):
     state: Literal["started", "injected", "proven", "healed", "not_healed", "failed", "no_target"]
     detail: str = ""
     evidence: dict[str, Any] = Field(default_factory=dict)
+    uncertainty: float | None = Field(
+        default=None, description="Seconds by which it may have come to this state before that was seen; null: unknown."
+    )
 
 
 class AttackEvent(_Event):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sandbox.judge.thresholds import as_validity, check_threshold
-from sandbox.metrics import Record, Table
+from sandbox.metrics import Record, Rules, Table
 from sandbox.progress import say
 from sandbox.spec.scenario import Scenario
 from sandbox.spec.slo import Threshold, parse_selector
@@ -39,7 +39,7 @@ class Watch:
             if each.abort_on_fail
         ]
         gaps = any(parse_selector(text).metric == "icl" for text, _, _ in self._wanted)
-        self.record = Record(limits, kept=False, table=Table(gaps=gaps))
+        self.record = Record(limits, kept=False, table=Table(gaps=gaps, rules=Rules.of(scenario.load)))
         self.aborted = False
         self._timeline = timeline
         self._stop = stop

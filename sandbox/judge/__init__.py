@@ -46,7 +46,7 @@ def weigh(timeline: Sequence[Event], *others: Check) -> Results:
     scenario, begun = _asked(timeline)
     limits = {str(name): limit for name, limit in scenario.load.good.items()} if scenario.load else {}
     workloads = {each.name: each.because or "" for each in scenario.workloads}
-    rec = metrics.record(timeline, limits, workloads)
+    rec = metrics.record(timeline, limits, workloads, metrics.Rules.of(scenario.load))
     checks = [
         *_phases(timeline),
         *steady_state_checks(scenario, timeline),

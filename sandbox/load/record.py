@@ -17,6 +17,7 @@ BEAT_NS = 10_000_000
 _BEATS = 100
 _WORST = 20
 _STALL_NS = 20_000_000
+_STEPS = 100_000  # a second
 _STEP = 10_000  # nanoseconds; a bound is written in full hundredths of a millisecond, never less than it was
 
 
@@ -54,6 +55,7 @@ class Recorder:
         """Write what became of one request, with every time our client knows, and return it."""
         reply = exchange.reply
         times = reply.arrivals
+        unsure = None if exchange.opening is None else [-(-each // _STEP) / _STEPS for each in reply.uncertainty]
         return self.write(
             Request(
                 t=self._seconds(time.monotonic_ns() if reply.end is None else reply.end),
@@ -66,7 +68,7 @@ class Recorder:
                 prompt_tokens=reply.prompt_tokens,
                 gaps=[(after - before) / 1e9 for before, after in pairwise(times)],
                 connect_uncertainty=None if exchange.opening is None else _bound(exchange.opening),
-                uncertainty=None if exchange.opening is None else [_bound(each) for each in reply.uncertainty],
+                uncertainty=unsure,
                 end_uncertainty=None if reply.end_uncertainty == UNKNOWN else _bound(reply.end_uncertainty),
                 content_bytes=reply.content_bytes,
                 outcome=reply.outcome,
@@ -208,7 +210,7 @@ class Pulse:
 
 def _bound(nanoseconds: int) -> float:
     """Seconds, rounded up."""
-    return -(-nanoseconds // _STEP) * _STEP / 1e9
+    return -(-nanoseconds // _STEP) / _STEPS
 
 
 def _worst(values: list[float]) -> list[float]:

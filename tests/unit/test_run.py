@@ -14,7 +14,7 @@ from test_judge import history
 
 from sandbox import probes, run, suite
 from sandbox.cluster import Owner
-from sandbox.errors import ClusterError, DeadlineExceeded
+from sandbox.errors import EXIT_ENVIRONMENT, ClusterError, DeadlineExceeded, NotOurs
 from sandbox.exercise import attack_moments
 from sandbox.judge import weigh as judge
 from sandbox.judge.consistency import PHASES
@@ -104,6 +104,21 @@ def test_an_interrupt_ends_with_130_after_everything_is_undone(executed: Callabl
 
     assert executed(up).exit_code == 130
     assert done == ["down"]
+
+
+def test_a_run_whose_cluster_stays_since_others_are_on_its_network_is_no_fail_and_no_pass(
+    executed: Callable[..., Outcome],
+) -> None:
+    def up(run: Run) -> None:
+        def refuse() -> None:
+            raise NotOurs("something is on its network", where="solo", fix="docker network disconnect sandbox-solo db")
+
+        run.undo.callback(refuse)
+
+    outcome = executed(up)
+    assert outcome.results.verdict == "invalid"
+    assert outcome.exit_code == EXIT_ENVIRONMENT
+    assert "docker network disconnect" in (outcome.folder / "timeline.jsonl").read_text()
 
 
 def looked(run: Run, when: Any) -> None:
@@ -196,6 +211,18 @@ def test_scenarios_of_one_shape_share_a_cluster_and_the_last_takes_it_down(
     assert len(suite.execute_all([plan, plan, plan], Options())) == 3
     assert kept == [True, True, False]
     assert set(released) == {"solo"}
+
+
+def test_a_cluster_that_stays_hides_no_verdict_of_the_suite(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(name: str) -> None:
+        raise NotOurs("something is on its network", where=name, fix="docker network disconnect sandbox-solo db")
+
+    monkeypatch.setattr(suite, "execute", lambda *_: outcome())
+    monkeypatch.setattr(suite, "release", refuse)
+    assert len(suite.execute_all([plan, plan], Options())) == 2
+    assert "docker network disconnect sandbox-solo db" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_the_suite_after_the_run_it_struck(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
