@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,8 @@ from test_workloads import history as trainers
 from timelines import Shape, events
 from whole_runs import whole
 
+from sandbox import baseline
+from sandbox.errors import UsageError
 from sandbox.judge import judge, weigh
 from sandbox.judge.integrity import in_order, timeline_check
 from sandbox.spec.results import Status, worst
@@ -173,3 +176,23 @@ def test_without_the_look_at_the_timeline_the_law_is_broken() -> None:
     for name, least in (("open", 5), ("chaos by hand", 5), ("a failed pod by hand", 1)):
         lost = [edited for at, edited in removed(list(timelines()[name])) if at]
         assert sum(weigh(edited).verdict == "pass" for edited in lost) >= least, name
+
+
+def test_an_edited_timeline_is_no_baseline_either(tmp_path: Path) -> None:
+    timeline = list(recorded("open"))
+    asked = {**timeline[0].model_dump()["scenario"], "slo": {"ttft": ["p(50)<=baseline+10%"]}}
+    wanted = Scenario.model_validate(asked)
+    path = tmp_path / "timeline.jsonl"
+
+    def refused(lines: list[Event]) -> str:
+        path.write_text("".join(f"{line.model_dump_json()}\n" for line in lines), encoding="utf-8")
+        try:
+            baseline.samples_for(wanted, tmp_path)
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    assert not refused(timeline)
+    for edits in (removed, doubled):
+        for at, edited in list(edits(timeline))[1::7]:
+            assert "the timeline is whole" in refused(edited) or "run.started" in refused(edited), at
