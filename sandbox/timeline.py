@@ -87,7 +87,8 @@ class LoadStarted(_Event):
     asked: dict[str, Any] = Field(description="Arrival process, rate or users, duration, seed.")
 
 
-EMPTY = "the answer is whole, and says nothing"  # the detail of such a request
+EMPTY = "the answer is whole, and says nothing"  # detail of an `empty` request; older clients called it `ok`
+EMPTY_ALLOWED = f"{EMPTY}, as its profile allows"  # detail of an `ok` one
 
 
 class Request(_Event):
@@ -175,6 +176,11 @@ class LoadFinished(_Event):
     type: Literal["load.finished"] = "load.finished"
     attempted: int
     aborted: str = Field(default="", description="Why it ended early, if it did.")
+    users_asked: int | None = Field(default=None, description="Of a load of users: how many there were to be.")
+    users: int | None = Field(default=None, description="How many of those ever began what they were to do.")
+    targets: dict[str, int] = Field(
+        default_factory=dict, description="Of a locustfile: requests by server; the load's own by its URL."
+    )
     lines: Lines = Field(default_factory=dict, description="What the load's writers had written before this line.")
 
 

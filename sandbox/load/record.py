@@ -11,6 +11,7 @@ from typing import Literal
 from sandbox.load.client import Exchange
 from sandbox.load.plan import LoadPlan
 from sandbox.load.reply import UNKNOWN
+from sandbox.load.targets import Targets
 from sandbox.timeline import ClientBeat, Lines, LoadFinished, LoadStarted, Note, Request, Timeline
 
 BEAT_NS = 10_000_000
@@ -26,11 +27,15 @@ class Recorder:
 
     Attributes:
         attempted: requests written so far, dropped ones included.
+        users: how many users began what they were to do; None where no users were asked for.
+        targets: requests of a locustfile, by server.
     """
 
     def __init__(self, plan: LoadPlan, worker: str = "") -> None:
         """Open the run's timeline; `worker`: which of several load processes this is."""
         self.attempted = 0
+        self.users = None if plan.locustfile is None and plan.arrivals.users is None else 0
+        self.targets = Targets(plan.url)
         self.worker = worker
         self._plan = plan
         self._timeline = Timeline(plan.timeline, plan.epoch_ns, f"load {worker}" if worker else "load")
@@ -51,12 +56,18 @@ class Recorder:
         """Write what became of one request of a share and return it."""
         return self.exchanged(scheduled, exchange, self._numbered(number, share))
 
-    def exchanged(self, scheduled: int, exchange: Exchange, tags: dict[str, str]) -> Request:
-        """Write what became of one request, with every time our client knows, and return it."""
+    def exchanged(
+        self,
+        scheduled: int,
+        exchange: Exchange,
+        tags: dict[str, str],
+        write: Callable[[Request], Request] | None = None,
+    ) -> Request:
+        """Write what became of one request, with every time our client knows, and return it; `write`: not ours."""
         reply = exchange.reply
         times = reply.arrivals
         unsure = None if exchange.opening is None else [-(-each // _STEP) / _STEPS for each in reply.uncertainty]
-        return self.write(
+        return (write or self.write)(
             Request(
                 t=self._seconds(time.monotonic_ns() if reply.end is None else reply.end),
                 scheduled=self._seconds(scheduled),
@@ -97,19 +108,29 @@ class Recorder:
         """Write a second of the client's own pulse."""
         self._timeline.append(event)
 
-    def finished(self, aborted: str, left_out: int, lines: Lines | None = None) -> None:
+    def finished(self, aborted: str, left_out: int, lines: Lines | None = None, users_asked: int | None = None) -> None:
         """Write the end.
 
         Args:
             aborted: why it came early; empty: it did not.
             left_out: requests that were cut by our own stop: no failure of the server's, so not counted.
             lines: what other processes of this load have written.
+            users_asked: of a load of users, how many there were to be.
         """
         now = self._timeline.now()
         if left_out:
             self.remark(f"{left_out} requests in flight were cut by the early stop and are not counted")
-        told = LoadFinished(t=now, attempted=self.attempted, aborted=aborted, lines={**self.lines, **(lines or {})})
-        self._timeline.append(told)
+        self._timeline.append(
+            LoadFinished(
+                t=now,
+                attempted=self.attempted,
+                aborted=aborted,
+                users_asked=users_asked,
+                users=self.users,
+                targets=dict(self.targets.counts),
+                lines={**self.lines, **(lines or {})},
+            )
+        )
 
     @property
     def lines(self) -> Lines:
@@ -125,6 +146,10 @@ class Recorder:
         self._timeline.append(event)
         self.attempted += 1
         return event
+
+    def user_came(self) -> None:
+        """Count a user that began what it was to do."""
+        self.users = (self.users or 0) + 1
 
     def now(self) -> float:
         """Seconds since the run began."""

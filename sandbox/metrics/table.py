@@ -15,7 +15,7 @@ from sandbox.metrics.tokens import Tokens
 from sandbox.spec.loadtest import Load
 from sandbox.spec.results import Window
 from sandbox.spec.slo import OUTCOMES
-from sandbox.timeline import Request
+from sandbox.timeline import EMPTY, Request
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -119,7 +119,9 @@ class Table:
             count = request.tokens if name == "usage" else getattr(request, name)
             counts.append(-1 if count is None else count)
         self._prompts.append(-1 if request.prompt_tokens is None else request.prompt_tokens)
-        self._outcomes.append(self._codes.setdefault(request.outcome, len(self._codes)))
+        # an older client called an answer that says nothing `ok`
+        outcome = "empty" if request.outcome == "ok" and request.detail == EMPTY else request.outcome
+        self._outcomes.append(self._codes.setdefault(outcome, len(self._codes)))
         for key, codes in self._values.items():
             value = request.tags.get(key)
             self._tags[key].append(-1 if value is None else codes.setdefault(value, len(codes)))
