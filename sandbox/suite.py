@@ -16,9 +16,10 @@ from sandbox.cluster import Owner, record
 from sandbox.errors import UsageError
 from sandbox.judge import judge
 from sandbox.plan import Plan
+from sandbox.progress import say
 from sandbox.report import github, suite, terminal
-from sandbox.report.files import RESULTS, read_results
-from sandbox.report.write import write_all
+from sandbox.report.files import INDEX, RESULTS, read_results
+from sandbox.report.write import Written, write_all
 from sandbox.run import Options, Outcome, execute
 from sandbox.spec.results import Results, Status
 from sandbox.timeline import read
@@ -72,26 +73,35 @@ def release(name: str) -> None:
         cluster.down(name)
 
 
-def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """The worst of all; of no run at all, `invalid`."""
+def exit_code(outcomes: Sequence[Outcome], published: Written | None = None) -> int:
+    """The worst of all, a file over several runs that could not be written included; of no run at all, `invalid`."""
     codes = {outcome.exit_code for outcome in outcomes}
+    codes |= {errors.EXIT_ENVIRONMENT} if published and published.missing else set()
     return next((code for code in _ORDER if code in codes), errors.EXIT_INVALID)
 
 
-def publish(outcomes: Sequence[Outcome], runs: Path) -> None:
-    """Write what stands over several runs, and tell a CI system where there is one."""
+def publish(outcomes: Sequence[Outcome], runs: Path) -> Written:
+    """Write what stands over several runs, and tell a CI system where there is one; what could not be is said."""
     results = [outcome.results for outcome in outcomes]
+    published = Written({}, [])
     if len(results) > 1:
-        suite.write_suite(results, runs, {each.results.run_id: each.folder for each in outcomes})
-    github.announce(results, sys.stderr)
+        published = suite.write_suite(results, runs, {each.results.run_id: each.folder for each in outcomes})
+    try:
+        github.announce(results, sys.stderr)
+    except OSError as error:
+        published.missing.append(f"the step summary, {error.filename}: {error.strerror}")
+    for line in published.missing:
+        say(f"could not be written: {line}")
+    return published
 
 
-def show(outcomes: Sequence[Outcome], console: Console, runs: Path) -> None:
-    """Tell a person what came of it."""
+def show(outcomes: Sequence[Outcome], console: Console, runs: Path, published: Written) -> None:
+    """Tell a person what came of it, and where it lies."""
     for outcome in outcomes:
         show_one(outcome.results, console, outcome.folder)
     if len(outcomes) > 1:
-        suite.render_suite([outcome.results for outcome in outcomes], console, runs)
+        folder = runs if INDEX in published.files else None
+        suite.render_suite([outcome.results for outcome in outcomes], console, folder)
 
 
 def show_one(results: Results, console: Console, folder: Path) -> None:
@@ -99,7 +109,7 @@ def show_one(results: Results, console: Console, folder: Path) -> None:
     terminal.render(results, console, folder)
 
 
-def replay(folder: Path) -> Results:
+def replay(folder: Path) -> tuple[Results, Written]:
     """Judge a run from its timeline and write its files anew.
 
     Raises:
@@ -121,11 +131,11 @@ def replay(folder: Path) -> Results:
         ) from error
     except ValueError as error:
         raise UsageError(f"cannot be judged: {error}", where=str(path), fix="run the scenario again") from error
-    write_all(results, read(path), folder)
-    return results
+    return results, write_all(results, read(path), folder)
 
 
-def rewrite(folder: Path) -> list[Path]:
+def rewrite(folder: Path) -> Written:
     """Write a run's files from its results as they are; judge first where there are none."""
-    results = read_results(folder / RESULTS) if (folder / RESULTS).is_file() else replay(folder)
-    return [*write_all(results, read(folder / "timeline.jsonl"), folder).values()]
+    if not (folder / RESULTS).is_file():
+        return replay(folder)[1]
+    return write_all(read_results(folder / RESULTS), read(folder / "timeline.jsonl"), folder)
