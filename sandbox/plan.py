@@ -101,7 +101,7 @@ class Plan:
             *(("requires", f"stack {stack.metadata.name} {values or ''}".strip()) for stack, values in self.required),
             ("stack", f"{self.stack.metadata.name} {self.values or ''}".strip() if self.stack else "none"),
             ("images", ", ".join(self.images)),
-            ("steady state", ", ".join(_called(use) for use in scenario.steady_state) or "none"),
+            ("steady state", _steady_state_in_words(scenario)),
             ("load", self.load_in_words()),
             *(("workload", workload_in_words(each)) for each in scenario.workloads),
             *(("fault", f"at {use.at:g} s: {_called(use)}") for use in self.faults),
@@ -133,6 +133,11 @@ def workload_in_words(workload: Workload) -> str:
     return (
         f"{workload.name}: {workload.pods} pods{what}, at {workload.at:g} s, watched for {workload.within:g} s at most"
     )
+
+
+def _steady_state_in_words(scenario: Scenario) -> str:
+    uses = ", ".join(_called(use) for use in scenario.steady_state)
+    return f"{uses}, in {scenario.steady.looks} looks in a row" if uses else "none"
 
 
 def _called(use: Named) -> str:
