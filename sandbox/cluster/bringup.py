@@ -97,7 +97,7 @@ def up(
                     docker, spec, chosen, owner, binary=binary, image=refs["node"], load=ours, cgroup=engine.cgroup
                 )
             kube = Kube.connect(running.kubeconfig, running.context)
-            node_images.load(docker, chosen, [*ours.values()])
+            node_images.load(containers.nodes(docker, chosen), [*ours.values()])
             _furnish(kube, spec, len(running.nodes), ours)
             say(f"{chosen}: runs already")
             return running
