@@ -19,11 +19,12 @@ from sandbox.spec import profile as profiles
 from sandbox.spec.attack import Attempt
 from sandbox.spec.base import KeyPath, Metadata, reach
 from sandbox.spec.cluster import ClusterSpec
+from sandbox.spec.contradictions import contradictions, idle
 from sandbox.spec.guardrail import Guardrail
 from sandbox.spec.loader import Document, load, load_text
 from sandbox.spec.profile import Profile
 from sandbox.spec.results import Results
-from sandbox.spec.scenario import FaultUse, Named, Scenario, StackUse, called, contradictions
+from sandbox.spec.scenario import FaultUse, Named, Scenario, StackUse, called
 from sandbox.spec.slo import METRICS
 from sandbox.spec.stack import Stack
 from sandbox.spec.values import problems as value_problems
@@ -99,7 +100,7 @@ class Plan:
             *(("requires", f"stack {stack.metadata.name} {values or ''}".strip()) for stack, values in self.required),
             ("stack", f"{self.stack.metadata.name} {self.values or ''}".strip() if self.stack else "none"),
             ("images", ", ".join(self.images)),
-            ("steady state", ", ".join(_called(use) for use in scenario.steady_state) or "none"),
+            ("steady state", _steady_state_in_words(scenario)),
             ("load", self.load_in_words()),
             *(("workload", workload_in_words(each)) for each in scenario.workloads),
             *(("fault", f"at {use.at:g} s: {_called(use)}") for use in self.faults),
@@ -131,6 +132,11 @@ def workload_in_words(workload: Workload) -> str:
     return (
         f"{workload.name}: {workload.pods} pods{what}, at {workload.at:g} s, watched for {workload.within:g} s at most"
     )
+
+
+def _steady_state_in_words(scenario: Scenario) -> str:
+    uses = ", ".join(_called(use) for use in scenario.steady_state)
+    return f"{uses}, in {scenario.steady.looks} looks in a row" if uses else "none"
 
 
 def _called(use: Named) -> str:
@@ -219,7 +225,7 @@ def _required(use: StackUse) -> list[tuple[Stack, dict[str, Any]]]:
 
 def _mistakes(raw: Any) -> list[tuple[KeyPath, str]]:
     """What a scenario contradicts, names or calls wrongly, as far as it can be read: whatever else breaks its model."""
-    found = contradictions(raw)
+    found = [*contradictions(raw), *idle(raw)]
 
     def each(*keys: str) -> list[KeyPath]:
         items = reach(raw, *keys)

@@ -16,19 +16,19 @@ from typing import Any
 
 import psutil
 
-from sandbox import __version__, baseline, cluster, errors, images, loading, probes, workloads
+from sandbox import __version__, baseline, cluster, errors, grammar, images, loading, steady, workloads
 from sandbox.cluster import Cluster, Owner
 from sandbox.errors import ClusterError, SandboxError, Unproven
 from sandbox.exercise import exercise
 from sandbox.gpu import strike
 from sandbox.host import prepare, require
 from sandbox.judge import judge as judged
-from sandbox.kube import Kube, Seen, collect, guardrails, namespaces, stacks, wait_for
+from sandbox.kube import Kube, collect, guardrails, namespaces, stacks
 from sandbox.plan import Plan
 from sandbox.progress import say, step
 from sandbox.report.write import write_all
 from sandbox.spec.results import Results
-from sandbox.timeline import BaselineSamples, Fact, PhaseChanged, Probed, RunStarted, Timeline, read, wall_now
+from sandbox.timeline import BaselineSamples, Fact, PhaseChanged, RunStarted, Timeline, read, wall_now
 
 _STEADY_SECONDS = 30.0
 _DETAILS = 3
@@ -191,19 +191,19 @@ def deploy(run: Run) -> None:
 
 def verify(run: Run) -> None:
     """The steady state holds before anything is done to it."""
-    lacking = _look(run, "before", _STEADY_SECONDS)
+    lacking = steady.look(run, "before", _STEADY_SECONDS)
     if lacking:
         raise Unproven(f"the steady state did not hold before the start: {'; '.join(lacking)}")
 
 
 def recover(run: Run) -> None:
     """The steady state comes back after load and faults."""
-    _look(run, "after", run.plan.scenario.recover.within)
+    steady.look(run, "after", run.plan.scenario.recover.within)
 
 
 def judge(run: Run) -> None:
     """Timeline and SLOs make the verdict."""
-    run.results = judged(read(run.timeline.path))
+    run.results = judged([*read(run.timeline.path), run.timeline.finished()])  # cleaning up comes before its last line
 
 
 def report(run: Run) -> None:
@@ -254,7 +254,7 @@ def _execute(plan: Plan, options: Options, earlier: list[BaselineSamples]) -> Ou
     folder = options.runs / run_id
     folder.mkdir(parents=True)
     with Timeline(folder / "timeline.jsonl") as log, ExitStack() as undo:
-        run = Run(plan=plan, options=options, folder=folder, timeline=log, undo=undo)
+        run = Run(plan, options, folder, timeline=log, undo=undo)
         log.append(_beginning(run, run_id))
         for samples in earlier:
             log.append(samples)
@@ -264,6 +264,7 @@ def _execute(plan: Plan, options: Options, earlier: list[BaselineSamples]) -> Ou
             error = error or left
             for phase in _ALWAYS:
                 phase(run)
+        log.append(log.finished())
     if run.results is None:
         raise Unproven("the run was not judged", where=str(folder), fix=f"sandbox judge {folder}")
     return Outcome(run.results, folder, error)
@@ -343,46 +344,8 @@ def _beginning(run: Run, run_id: str) -> RunStarted:
         scenario=run.plan.scenario.model_dump(mode="json", by_alias=True),
         source=str(run.plan.source),
         versions={"sandbox": __version__},
+        grammar=grammar.KNOWN,
     )
-
-
-def _look(run: Run, when: Any, within: float) -> list[str]:
-    """Probe the steady state until it holds or time is out; the last look of each probe goes into the timeline.
-
-    Returns:
-        What did not hold.
-    """
-    uses = run.plan.scenario.steady_state
-    if not uses:
-        return []
-    _, kube = run.ground
-    url, model = (run.deployed.url, run.deployed.model) if run.deployed else ("", "")
-    context = probes.Context(kube, run.namespace, url, model, run.urls)
-    last: list[probes.Seen] = []
-
-    def look() -> Seen[None]:
-        last[:] = [probes.look(use.name, context, use.params) for use in uses]
-        saw = [f"{use.name}: {seen.detail}" for use, seen in zip(uses, last, strict=True) if not seen.ok]
-        return Seen(not saw, None, "\n".join(saw))
-
-    try:
-        wait_for(look, within=within, what="the steady state")
-        lacking = []
-    except Unproven as error:
-        lacking = error.details
-    for index, (use, seen) in enumerate(zip(uses, last, strict=True)):
-        run.timeline.append(
-            Probed(
-                t=run.timeline.now(),
-                probe=use.name,
-                index=index,
-                when=when,
-                ok=seen.ok,
-                detail=seen.detail,
-                evidence=seen.evidence,
-            )
-        )
-    return lacking
 
 
 def _collect(run: Run) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from sandbox.cluster import signals
 from sandbox.errors import SandboxError, Unproven
 from sandbox.faults.base import Context, Evidence, Injection
+from sandbox.faults.gpu_before import already, as_before, still
 from sandbox.gpu import control, strike, witness
 from sandbox.gpu.blows import Blow
 from sandbox.gpu.control import Device
@@ -26,6 +27,8 @@ _PROOF_SECONDS = 60.0
 _HEARD_SECONDS = 15.0
 _UNDO_SECONDS = 15.0
 _LOOKS = 20
+_FEW_LOOKS = 6  # at a process that must not stand still: a slowed one does in a period of 0.2 s
+_KILLED = "exit code 137"  # as the kubelet tells of SIGKILL
 
 
 @dataclass
@@ -75,7 +78,7 @@ class Case:
         return self.recover(replaced)
 
     def look(self) -> None:
-        """Everything that proof needs to know of the time before. Refuses what cannot be done or proven."""
+        """Everything that proof needs to know of the time before. Refuses what cannot be done, or is so already."""
         kube = self.ctx.kube
         slow = self.blow.process == "slow"
         found = {each.id: witness.latencies(kube, each) for each in self.struck} if slow else {}
@@ -86,12 +89,29 @@ class Case:
         for server in self.struck:
             if server.id in self.latencies and not any(self.latencies[server.id].values()):
                 raise Unproven(f"{server.label} answers in no time: nothing it does could take longer")
-        for node in self.nodes:
-            self.units[node] = witness.offered(kube, node)
-            shown = (kube.get("v1", "Node", node) or {}).get("status", {}).get("allocatable", {})
-            self.before[node] = {name: int(shown.get(name, 0)) for name in self.units[node]}
         if name := self.metric():
             self.counted = {each.uuid: self.shown(each, name) for each in self.devices}
+        if so := already(kube, self.blow, self.devices, self.nodes, self.counted):
+            raise Unproven(f"{so}: nothing that this fault does could be seen")
+        self.units = {node: witness.offered(kube, node) for node in self.nodes}
+        if self._withholds:
+            self._look_at_offers()
+        if self.blow.process in {"hang", "slow"}:
+            stopped = [label for label, share in still(self._letters(looks=_FEW_LOOKS)).items() if share]
+            if stopped:
+                raise Unproven(f"{', '.join(stopped)} stands still already: nothing that this fault does could be seen")
+
+    def _look_at_offers(self) -> None:
+        """Wait until all that is healthy is offered: what others have not heard of yet would look like our doing."""
+        kube = self.ctx.kube
+        for node in filter(self.units.get, self.nodes):
+            whole = witness.allocatable(kube, node, self.units[node])
+            self.before[node] = self.wait(whole, _HEARD_SECONDS, f"the kubelet of {node} offering what is healthy")
+        for each in self.devices:
+            if each.offered_by == "dra":
+                self.wait(witness.untainted(kube, each), _HEARD_SECONDS, f"{each.label} without a taint")
+        for node in self._with_slices() if self.blow.fault.plugin_down else ():
+            self.wait(witness.published(kube, node, there=True), _HEARD_SECONDS, f"the ResourceSlices of {node}")
 
     def inject(self) -> Evidence:
         """Strike the devices first, then what runs on them: a server that is started again must meet the fault."""
@@ -125,8 +145,8 @@ class Case:
 
     def prove(self) -> Evidence:
         """See it from outside: what the kubelet, the API server, the node's kernel and the servers say."""
-        fault, seen = self.blow.fault, list[Evidence]()
-        if fault.unhealthy or fault.plugin_down:
+        seen: list[Evidence] = []
+        if self._withholds:
             seen += self._withheld()
         if self.struck and self.blow.process == "crash":
             seen.append(self.wait(self._ended, _PROOF_SECONDS, "the end of the struck containers"))
@@ -136,6 +156,8 @@ class Case:
             seen += self._slow()
         if self.metric():
             seen.append(self.wait(self._monitored, _PROOF_SECONDS, "the fault in the monitoring of the GPUs"))
+        if not seen:
+            raise Unproven("nothing but the injector could be asked whether it happened")
         values: dict[str, Any] = {}
         for each in seen:
             values |= each.values
@@ -183,13 +205,12 @@ class Case:
 
         kube = self.ctx.kube
         come(control.ended(kube, self.faults), "the end of the fault in the emulator")
+        down = self.nodes if self.blow.fault.plugin_down else ()
+        come(as_before(kube, self.devices, down), "devices that are as before")
         for node in self.nodes:
             come(witness.allocatable(kube, node, self.units[node]), f"the GPUs of {node} at its kubelet")
         for each in self.devices:
-            if (
-                each.offered_by == "dra"
-                and control.device([control.state(kube, each.node)], each.node, each.index).healthy
-            ):
+            if each.offered_by == "dra" and each.healthy:
                 come(witness.untainted(kube, each), f"{each.label} without a taint")
         if self.blow.fault.plugin_down:
             for node in self._with_slices():
@@ -197,9 +218,15 @@ class Case:
         values["devices_after_s"] = round(time.monotonic() - began, 2)
         if self.latencies:
             come(self._quick, "the servers being as quick as before")
+        if self.blow.process in {"hang", "slow"}:
+            come(self._moving, "the struck processes going on")
         come(self.back, "the pods that were ready before")
         values["recovered_after_s"] = round(time.monotonic() - began, 2)
         return Evidence(f"it lasted {self.lasted:.0f} s; devices and pods are as before", values)
+
+    @property
+    def _withholds(self) -> bool:
+        return self.blow.fault.unhealthy or self.blow.fault.plugin_down
 
     @property
     def ids(self) -> list[str]:
@@ -267,19 +294,23 @@ class Case:
             pod = self.ctx.kube.get("v1", "Pod", server.pod, server.namespace)
             status = strike.status_of(pod, server.container) if pod else {}
             if pod is None or pod["metadata"]["uid"] != server.uid:
-                ends[server.label] = "its pod is gone"
-            elif end := _end(status, server.id):
+                raise Unproven(f"{server.label} is gone: nobody can say whether it ended by this fault")
+            if (end := _end(status, server.id)) == _KILLED:
                 ends[server.label] = f"{end}, restart count {status.get('restartCount', 0)}"
             else:
-                alive.append(server.label)
+                alive.append(f"{server.label} ({end or 'running'})")
         detail = "the kubelet reports " + ", ".join(f"{label}: {end}" for label, end in ends.items())
-        return Seen(not alive, Evidence(detail, {"ended": ends}), f"still running: {', '.join(alive)}")
+        return Seen(not alive, Evidence(detail, {"ended": ends}), f"not ended by SIGKILL: {', '.join(alive)}")
 
     def _stopped(self) -> Seen[Evidence]:
         seen = self._letters(looks=1)
         moving = [server for server, letters in seen.items() if not letters or set(letters) != {signals.STOPPED}]
         detail = f"in the node's /proc every process of {', '.join(seen)} is stopped (T)"
         return Seen(not moving, Evidence(detail, {"states": seen}), f"not stopped: {', '.join(moving)}; states {seen}")
+
+    def _moving(self) -> Seen[None]:
+        stopped = [label for label, share in still(self._letters(looks=_FEW_LOOKS)).items() if share]
+        return Seen(not stopped, None, f"still stopped: {', '.join(stopped)}")
 
     def _letters(self, *, looks: int) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -299,9 +330,7 @@ class Case:
             def seen_slow() -> Seen[Evidence]:
                 for label, letters in self._letters(looks=_LOOKS).items():
                     looks[label] = looks.get(label, "") + letters
-                shares = {
-                    label: round(text.count(signals.STOPPED) / max(1, len(text)), 2) for label, text in looks.items()
-                }
+                shares = still(looks)
                 wanted = (1 - self.blow.fault.clock) / 2
                 detail = f"in the node's /proc they stand still {shares} of the time"
                 met = all(share >= wanted for share in shares.values())

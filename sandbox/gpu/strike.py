@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from sandbox.cluster import Cluster, nodes, signals
-from sandbox.errors import UsageError
+from sandbox.errors import ClusterError, UsageError
 from sandbox.gpu import control
 from sandbox.gpu.blows import Process
 from sandbox.gpu.control import Device
@@ -110,7 +110,9 @@ def strike(
     for node in {each.node for each in struck}:
         ids = [each.id for each in struck if each.node == node]
         if process == "crash":
-            nodes.kill_containers(cluster, node, ids)
+            if missed := set(ids) - set(nodes.kill_containers(cluster, node, ids)):
+                whose = ", ".join(each.label for each in struck if each.id in missed)
+                raise ClusterError(f"SIGKILL did not reach {whose}", where=node, fix="try again")
         else:
             running = clock if process == "slow" else 0.0
             signals.hold(cluster, node, ids, tag=tag, seconds=seconds, running=running)

@@ -11,39 +11,56 @@ import math
 from collections.abc import Iterable, Sequence
 
 from sandbox import metrics
+from sandbox.judge.answered import answered_checks
 from sandbox.judge.attacks import attack_checks
+from sandbox.judge.faults import fault_checks
+from sandbox.judge.integrity import in_order, timeline_check
+from sandbox.judge.steady_state import steady_state_checks
 from sandbox.judge.thresholds import threshold_checks
+from sandbox.judge.users import user_checks
+from sandbox.judge.validity import loosening_notes, unfailing
 from sandbox.judge.workloads import workload_checks
 from sandbox.metrics import pods
 from sandbox.metrics.summary import summarise
 from sandbox.spec.results import Check, Results, Status, worst
-from sandbox.spec.scenario import Named, Scenario
-from sandbox.timeline import EMPTY, Event, Fact, FaultEvent, Note, PhaseChanged, Probed, Request, RunStarted
+from sandbox.spec.scenario import Scenario
+from sandbox.timeline import EMPTY_ALLOWED, Event, Fact, Note, PhaseChanged, Request, RunStarted
 
 
 def judge(events: Iterable[Event]) -> Results:
-    """Judge one run.
+    """Judge one run: what its timeline says, and whether it is whole.
 
     Raises:
         ValueError: the timeline does not begin with a run, so there is nothing to judge it against.
     """
     timeline = list(events)
-    begun = next((event for event in timeline if isinstance(event, RunStarted)), None)
-    if begun is None:
-        raise ValueError("the timeline holds no run.started event: there is nothing to judge")
-    scenario = Scenario.model_validate(begun.scenario)
+    scenario, _ = _asked(timeline)
+    ordered = in_order(timeline)
+    return weigh(ordered, timeline_check(scenario, timeline, ordered))
+
+
+def weigh(timeline: Sequence[Event], *others: Check) -> Results:
+    """Judge what events say, without asking whether they are all; `others`: checks that were made of them already.
+
+    Raises:
+        ValueError: they do not tell of a run, so there is nothing to judge them against.
+    """
+    scenario, begun = _asked(timeline)
     limits = {str(name): limit for name, limit in scenario.load.good.items()} if scenario.load else {}
     workloads = {each.name: each.because or "" for each in scenario.workloads}
-    rec = metrics.record(timeline, limits, workloads)
+    rec = metrics.record(timeline, limits, workloads, metrics.Rules.of(scenario.load))
     checks = [
         *_phases(timeline),
-        *_steady_state(scenario, timeline),
-        *_faults(scenario, timeline),
+        *steady_state_checks(scenario, timeline),
+        *fault_checks(scenario, timeline),
         *threshold_checks(scenario, timeline, rec),
+        *answered_checks(scenario, rec),
+        *user_checks(scenario, timeline),
         *workload_checks(scenario, rec.pods),
         *attack_checks(scenario, timeline),
+        *unfailing(scenario),
     ]
-    checks = _reached(timeline, checks)
+    checks = [*_reached(timeline, checks), *others]
     verdict = worst(check.status for check in checks)
     return Results(
         run_id=begun.run_id,
@@ -63,16 +80,27 @@ def judge(events: Iterable[Event]) -> Results:
         notes=[
             *(f"{event.level}: {event.message}" for event in timeline if isinstance(event, Note)),
             *_empty(timeline),
+            *loosening_notes(scenario),
         ],
     )
 
 
+def _asked(timeline: Sequence[Event]) -> tuple[Scenario, RunStarted]:
+    """What a run was to show."""
+    begun = next((event for event in timeline if isinstance(event, RunStarted)), None)
+    if begun is None:
+        raise ValueError("the timeline holds no run.started event: there is nothing to judge")
+    return Scenario.model_validate(begun.scenario), begun
+
+
 def _empty(timeline: Sequence[Event]) -> list[str]:
-    """A model may end at once; a server that does so all the time is quick, and of no use."""
+    """How many answers said nothing, where a profile allows that; the others are `empty`, and not good."""
     answered = [event for event in timeline if isinstance(event, Request) and event.outcome == "ok"]
-    empty = sum(event.detail == EMPTY for event in answered)
+    empty = sum(event.detail == EMPTY_ALLOWED for event in answered)
     return (
-        [f"warning: {empty} of {len(answered)} answers were whole and said nothing; they count as ok"] if empty else []
+        [f"warning: {empty} of {len(answered)} answers said nothing; they are ok, for their profile allows it"]
+        if empty
+        else []
     )
 
 
@@ -146,78 +174,3 @@ def _reached(timeline: Sequence[Event], checks: list[Check]) -> list[Check]:
             )
         )
     return told
-
-
-def _steady_state(scenario: Scenario, timeline: Sequence[Event]) -> list[Check]:
-    probes = [event for event in timeline if isinstance(event, Probed)]
-    checks = []
-    for when in ("before", "after"):
-        for position, use in enumerate(scenario.steady_state):
-            seen = [p for p in probes if p.when == when and p.index == position]
-            found = seen[-1] if seen else None
-            checks.append(_probe_check(scenario, use, position, when, found))
-    return checks
-
-
-def _probe_check(scenario: Scenario, use: Named, position: int, when: str, found: Probed | None) -> Check:
-    status: Status = "pass"
-    reason = ""
-    if found is None:
-        status, reason = "invalid", "the probe was never made"
-    elif found.ok is None:
-        status, reason = "invalid", f"the probe itself failed: {found.detail}"
-    elif not found.ok and when == "before" and scenario.faults:
-        status, reason = (
-            "invalid",
-            "the steady state did not hold before the first fault: nothing can be said of the fault",
-        )
-    elif not found.ok:
-        status, reason = "fail", f"the steady state does not hold: {found.detail}"
-    return Check(
-        id=f"steady-state/{when}/{position}/{use.name}",
-        group="steady-state",
-        title=f"{use.name} {when} the load" if scenario.load else f"{use.name} ({when})",
-        status=status,
-        observed=found.detail if found else "nothing",
-        expected="holds",
-        reason=reason,
-        evidence=[f"t={found.t:.2f}s {found.detail}"] if found else [],
-    )
-
-
-def _faults(scenario: Scenario, timeline: Sequence[Event]) -> list[Check]:
-    lives: dict[int, list[FaultEvent]] = {}
-    for event in timeline:
-        if isinstance(event, FaultEvent):
-            lives.setdefault(event.index, []).append(event)
-    return [_fault_check(index, use.name, lives.get(index, [])) for index, use in enumerate(scenario.faults)]
-
-
-def _fault_check(index: int, name: str, life: list[FaultEvent]) -> Check:
-    states = {event.state: event for event in life}
-    status: Status = "pass"
-    reason = ""
-    if "no_target" in states:
-        status, reason = "invalid", f"matched nothing, so nothing happened: {states['no_target'].detail}"
-    elif "proven" not in states:
-        status = "invalid"
-        reason = states["failed"].detail if "failed" in states else "no evidence from outside that it happened"
-    elif "not_healed" in states:
-        status, reason = "fail", f"did not heal: {states['not_healed'].detail}"
-    elif "healed" not in states:
-        status = "invalid"
-        reason = states["failed"].detail if "failed" in states else "the run ended before it could be seen to heal"
-    return Check(
-        id=f"fault/{index}/{name}",
-        group="fault",
-        title=f"{name} happened and healed",
-        status=status,
-        observed=", ".join(f"{event.state} at {event.t:.2f}s" for event in life) or "nothing",
-        expected="injected, proven from outside, healed",
-        reason=reason,
-        evidence=[f"t={event.t:.2f}s {event.state}: {event.detail} {_flat(event.evidence)}".rstrip() for event in life],
-    )
-
-
-def _flat(evidence: dict[str, object]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in evidence.items())

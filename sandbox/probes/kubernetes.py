@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sandbox.kube.conditions import rolled_out
+from sandbox.kube.resources import label
 from sandbox.probes.base import PROBES, Context, Seen
 
 
@@ -10,7 +11,7 @@ from sandbox.probes.base import PROBES, Context, Seen
 def ready(ctx: Context, target: dict[str, str] | None = None) -> Seen:
     """Every Deployment of the stack's namespace that `target` names has all its replicas updated and available.
 
-    No Deployment at all is not ready: an empty namespace proves nothing.
+    No Deployment at all is not ready, nor is one that wants no replica: where nothing can be missing nothing is proven.
     """
     selector = ",".join(f"{key}={value}" for key, value in (target or {}).items())
     deployments = ctx.kube.list("apps/v1", "Deployment", ctx.namespace, label_selector=selector)
@@ -18,6 +19,11 @@ def ready(ctx: Context, target: dict[str, str] | None = None) -> Seen:
         return Seen(ok=False, detail=f"no Deployment matches {selector or 'anything'} in {ctx.namespace}")
     looks = {item["metadata"]["name"]: rolled_out(item) for item in deployments}
     lacking = {name: words for name, (done, words) in looks.items() if not done}
+    lacking |= {
+        item["metadata"]["name"]: f"{label(item)} wants no replica, so none could be missing"
+        for item in deployments
+        if item["spec"].get("replicas") == 0
+    }
     if lacking:
         return Seen(ok=False, detail="; ".join(words.splitlines()[0] for words in lacking.values()), evidence=lacking)
     return Seen(ok=True, detail=f"{', '.join(looks)}: every replica updated and available")

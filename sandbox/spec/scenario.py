@@ -9,10 +9,11 @@ from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, mod
 from sandbox.spec.base import API_VERSION, Duration, Metadata, Mistakes, Name, Strict
 from sandbox.spec.contradictions import contradictions
 from sandbox.spec.loadtest import Arrivals, Load
-from sandbox.spec.slo import Slo, check_slo
+from sandbox.spec.slo import Slo, Threshold, check_slo
+from sandbox.spec.validity import check_loosen
 from sandbox.spec.workload import Workload
 
-__all__ = ["Arrivals", "FaultUse", "Load", "Named", "Recover", "Scenario", "StackUse", "called", "contradictions"]
+__all__ = ["Arrivals", "FaultUse", "Load", "Named", "Recover", "Scenario", "StackUse", "Steady", "called"]
 _AT = "at"
 
 
@@ -47,6 +48,19 @@ class Recover(Strict):
     """How long the steady state may take to come back after load and faults ended."""
 
     within: Duration = Field(default=60.0, gt=0, json_schema_extra={"default": "60s"})
+
+
+class Steady(Strict):
+    """What makes a state steady: so many looks in a row, in each of which every probe holds."""
+
+    looks: int = Field(default=3, ge=2, le=100, description="In a row; one yes is a moment, and no state.")
+    every: Duration = Field(
+        default=0.5,
+        gt=0,
+        le=10,
+        description="From the start of one look to the next.",
+        json_schema_extra={"default": "500ms"},
+    )
 
 
 ScenarioSlo = Annotated[Slo, AfterValidator(check_slo)]
@@ -103,12 +117,19 @@ class Scenario(Strict):
         alias="steadyState",
         description="Must hold before, and again after. A stack needs one; workloads may go without.",
     )
+    steady: Steady = Field(default_factory=Steady)
     load: Load | None = None
     workloads: list[Workload] = Field(default_factory=list, description="Pods that go through the scheduler.")
     faults: Faults = Field(default_factory=list)
     recover: Recover = Field(default_factory=Recover)
     slo: ScenarioSlo = Field(default_factory=dict)
-    validity: ScenarioSlo = Field(default_factory=dict, description="As slo; a breach gives `invalid`, not `fail`.")
+    validity: ScenarioSlo = Field(
+        default_factory=dict, description="As slo, beside the defaults; a breach gives `invalid`, not `fail`."
+    )
+    loosen: Annotated[dict[str, Threshold], AfterValidator(check_loosen)] = Field(
+        default_factory=dict,
+        description="A weaker bound in place of a default of `validity`, such as {client_lag: p(99)<=50ms}.",
+    )
 
     @model_validator(mode="after")
     def _sound(self) -> Scenario:

@@ -44,10 +44,13 @@ class Pod:
     restarts: int = 0
     ready: bool = True
     held: str = ""  # hang or slow
+    code: int = 137  # with which its last container ended
 
     def as_json(self) -> Json:
         state = {"running": {}} if self.container else {"waiting": {"reason": "CreateContainerError"}}
-        last = {"terminated": {"containerID": f"containerd://{self.ended}", "exitCode": 137}} if self.ended else {}
+        last = (
+            {"terminated": {"containerID": f"containerd://{self.ended}", "exitCode": self.code}} if self.ended else {}
+        )
         container = {
             "name": "server",
             "ready": self.ready,

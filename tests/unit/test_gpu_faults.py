@@ -388,6 +388,124 @@ def test_a_pod_that_a_node_refused_does_not_stand_in_the_way(run: Run, there: Gp
     assert states(run("gpu.lost", **TARGET)) == WHOLE
 
 
+# what is so already, and what is still so
+
+
+def act(there: GpuCluster, fault: Fault) -> None:
+    control.inject(there.kube, {"n1": [replace(fault, id=f"other-{fault.gpu}", until=time.time() + 60)]})
+
+
+LOST = Fault("", 0, gpu=2, xid=79, unhealthy=True, lost=True)
+
+
+@pytest.mark.parametrize(
+    ("other", "own", "says"),
+    [
+        (LOST, ("gpu.lost", {"gpu": 2}), "GPU 2 of n1 is unhealthy already (XID 79)"),
+        (replace(LOST, lost=False, xid=48), ("gpu.lost", {"gpu": 2}), "GPU 2 of n1 is unhealthy already (XID 48)"),
+        (LOST, ("gpu.ecc", {"gpu": 2}), "GPU 2 of n1 is unhealthy already"),
+        (Fault("", 0, gpu=2, xid=31), ("gpu.xid", {"gpu": 2, "code": 31}), "GPU 2 of n1 shows XID 31 already"),
+        (
+            Fault("", 0, gpu=2, throttle="power", clock=0.1),
+            ("gpu.throttle", {"gpu": 2}),
+            "GPU 2 of n1 is throttled already (power)",
+        ),
+        (Fault("", 0, plugin_down=True), ("gpu.plugin-down", {}), "the device plugin of n1 is gone already"),
+    ],
+)
+def test_what_is_so_already_cannot_be_this_faults_doing(
+    run: Run, there: GpuCluster, other: Fault, own: tuple[str, dict[str, Any]], says: str
+) -> None:
+    act(there, other)
+    events = run(own[0], node="n1", **own[1])
+    assert states(events) == ["started", "failed"]
+    assert says in events[-1].detail
+    assert len(there.faults) == 1, "nothing was added"
+    assert not there.done
+
+
+def test_a_process_that_stands_still_already_cannot_be_stopped(run: Run, there: GpuCluster) -> None:
+    there.pod("sim-a").held = "another"
+    there.pod("sim-a").latencies = None
+    for name, params in (("gpu.xid", {"code": 119}), ("gpu.throttle", {})):
+        events = run(name, node="n1", gpu=2, **params)
+        assert states(events) == ["started", "failed"]
+        assert "inference/sim-a stands still already" in events[-1].detail
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "says"),
+    [
+        (("gpu.lost", {"gpu": 2}), LOST, "GPU 2 of n1 is still unhealthy"),
+        (
+            ("gpu.throttle", {"gpu": 2}),
+            Fault("", 0, gpu=2, throttle="power", clock=0.1),
+            "GPU 2 of n1 is still throttled",
+        ),
+        (("gpu.throttle", {"gpu": 2}), replace(LOST, lost=False), "GPU 2 of n1 is still unhealthy"),
+        (("gpu.plugin-down", {}), Fault("", 0, plugin_down=True), ""),
+    ],
+)
+def test_what_is_still_so_is_not_healed_whoever_does_it(
+    run: Run, there: GpuCluster, own: tuple[str, dict[str, Any]], other: Fault, says: str
+) -> None:
+    threading.Timer(0.7, lambda: act(there, other)).start()
+    events = run(own[0], node="n1", hold="1s", within="500ms", **own[1])
+    assert states(events) == ["started", "injected", "proven", "not_healed"], events[-1].detail
+    assert says in events[-1].detail
+
+
+def test_a_process_that_is_not_let_go_is_not_healed(
+    run: Run, there: GpuCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "release", lambda *_: True)
+    events = run("gpu.xid", code=119, within="300ms", **TARGET)
+    assert states(events)[-1] == "not_healed"
+    assert "still stopped: inference/sim-a" in events[-1].detail
+
+
+def test_what_the_kubelet_has_not_heard_of_yet_is_waited_for_before_the_fault(run: Run, there: GpuCluster) -> None:
+    there.delay = 0.5
+    act(there, replace(LOST, gpu=3))
+    events = run("gpu.lost", node="n1", gpu=1)
+    assert states(events) == WHOLE, events[-1].detail
+    assert of(events, "proven").evidence["allocatable_before"] == {"nvidia.com/gpu": 3}
+    assert "nvidia.com/gpu 3 -> 2" in of(events, "proven").detail
+
+
+def test_a_kill_that_reaches_nobody_is_told(run: Run, there: GpuCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "kill_containers", lambda *_: [])
+    events = run("gpu.lost", **TARGET)
+    assert states(events) == ["started", "failed"]
+    assert "SIGKILL did not reach inference/sim-a" in events[-1].detail
+    assert nothing_left(there)
+
+
+def test_a_server_that_runs_on_has_not_crashed_whatever_was_sent(
+    run: Run, there: GpuCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "kill_containers", lambda _own, _node, ids: ids)
+    events = run("gpu.lost", **TARGET)
+    assert states(events) == ["started", "injected", "failed"]
+    assert "not ended by SIGKILL: inference/sim-a (running)" in events[-1].detail
+
+
+def test_a_server_that_ended_by_itself_has_not_crashed_by_this_fault(run: Run, there: GpuCluster) -> None:
+    there.pod("sim-a").code = 1
+    events = run("gpu.lost", **TARGET)
+    assert states(events) == ["started", "injected", "failed"]
+    assert "inference/sim-a (exit code 1)" in events[-1].detail
+
+
+def test_a_server_whose_pod_is_gone_has_not_been_seen_to_crash(
+    run: Run, there: GpuCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "kill_containers", lambda _own, _node, ids: there.pods.pop(0) and ids)
+    events = run("gpu.lost", **TARGET)
+    assert states(events) == ["started", "injected", "failed"]
+    assert "inference/sim-a is gone" in events[-1].detail
+
+
 # parameters
 
 

@@ -16,7 +16,8 @@ LEAVES = {"errors", "progress", "paths", "__init__"}
 # room -> the rooms it may import; `errors`, `progress` and `paths` are open to all.
 ALLOWED: dict[str, set[str]] = {
     "spec": set(),
-    "timeline": set(),
+    "grammar": set(),
+    "timeline": {"grammar"},
     "metrics": {"spec", "timeline"},
     "judge": {"spec", "timeline", "metrics"},
     "report": {"spec", "timeline"},
@@ -33,10 +34,12 @@ ALLOWED: dict[str, set[str]] = {
     "workloads": {"spec", "timeline", "kube"},
     "search": {"spec"},
 }
-ALLOWED["watch"] = ALLOWED["baseline"] = {"spec", "timeline", "metrics", "judge"}
+ALLOWED["watch"] = ALLOWED["recorded"] = {"spec", "timeline", "metrics", "judge"}
+ALLOWED["baseline"] = {*ALLOWED["recorded"], "recorded"}
 ALLOWED["plan"] = {*ALLOWED}
 ALLOWED["loading"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["exercise"] = {*ALLOWED, "run"}  # `run` for its type only
+ALLOWED["steady"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["run"] = {*ALLOWED}
 LIBRARIES = {
     "kubernetes": {"kube"},

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.spec.results import Check, Results, worst
 from sandbox.timeline import (
     AttackEvent,
@@ -273,6 +273,8 @@ def attack(variant: str, outcome: str, by: str = "") -> AttackEvent:
         ([attack("attempt", "denied", "R"), attack("allowed", "succeeded")], "invalid"),
         ([attack("attempt", "error"), attack("allowed", "succeeded")], "invalid"),
         ([attack("attempt", "denied", "P")], "invalid"),
+        ([attack("attempt", "denied", "P"), attack("allowed", "succeeded"), attack("attempt", "succeeded")], "fail"),
+        ([attack("attempt", "denied", "P"), attack("allowed", "succeeded"), attack("allowed", "error")], "invalid"),
         ([], "invalid"),
     ],
 )

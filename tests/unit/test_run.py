@@ -16,12 +16,13 @@ from sandbox import probes, run, suite
 from sandbox.cluster import Owner
 from sandbox.errors import EXIT_ENVIRONMENT, ClusterError, DeadlineExceeded, NotOurs
 from sandbox.exercise import attack_moments
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
+from sandbox.judge.consistency import PHASES
 from sandbox.kube import stacks
 from sandbox.plan import Plan, load_all
 from sandbox.run import Options, Outcome, Run, execute
 from sandbox.spec.results import Results
-from sandbox.timeline import PhaseChanged, Probed
+from sandbox.timeline import Probed
 
 Phase = Callable[[Run], None]
 ROOT = Path(__file__).parents[2]
@@ -120,15 +121,21 @@ def test_a_run_whose_cluster_stays_since_others_are_on_its_network_is_no_fail_an
     assert "docker network disconnect" in (outcome.folder / "timeline.jsonl").read_text()
 
 
-def passing(run: Run) -> None:
-    """All that first-answer asks for, as a history: only the steady state is looked at in this test."""
-    for when in ("before", "after"):
-        for position, use in enumerate(run.plan.scenario.steady_state):
-            run.timeline.append(Probed(t=1, probe=use.name, index=position, when=when, ok=True, detail="ok"))  # type: ignore[arg-type]
+def looked(run: Run, when: Any) -> None:
+    """All that first-answer asks for: only the steady state is looked at in this test."""
+    for position, use in enumerate(run.plan.scenario.steady_state * run.plan.scenario.steady.looks):
+        index = position % len(run.plan.scenario.steady_state)
+        now = run.timeline.now()
+        run.timeline.append(Probed(t=now, probe=use.name, index=index, when=when, ok=True, detail="ok"))
 
 
-def recover(run: Run) -> None:
-    run.timeline.append(PhaseChanged(t=2, name="recover", status="ok"))
+def phases(**others: Phase) -> list[Phase]:
+    """The six of a run, which do nothing but look at the steady state."""
+    found: dict[str, Phase] = {name: lambda _: None for name in ("preflight", "up", "deploy", "exercise")}
+    found |= {"verify": lambda run: looked(run, "before"), "recover": lambda run: looked(run, "after"), **others}
+    for name, phase in found.items():
+        phase.__name__ = name  # type: ignore[attr-defined]
+    return [found[name] for name in PHASES if name in found]
 
 
 @pytest.mark.parametrize("problem", [ClusterError("a container is left"), OSError("the engine is gone")])
@@ -140,17 +147,22 @@ def test_a_run_that_cannot_clean_up_is_no_pass_in_any_of_its_files(
     def stuck() -> None:
         raise problem
 
-    assert executed(passing, recover).exit_code == 0
-
-    def up(run: Run) -> None:
-        run.undo.callback(stuck)
-
-    outcome = executed(up, passing, recover)
+    good = executed(*phases())
+    assert good.exit_code == 0, good.results.headline
+    assert suite.replay(good.folder) == good.results, "judged again, with what came after"
+    outcome = executed(*phases(up=lambda run: run.undo.callback(stuck)))
     assert outcome.exit_code in {3, 4}
     results = written(outcome)
     assert results.verdict == "invalid"
     assert str(problem) in results.headline
     assert "<error" in (outcome.folder / "junit.xml").read_text()
+    assert suite.replay(outcome.folder) == results
+    timeline = outcome.folder / "timeline.jsonl"
+    *rest, failed, last = timeline.read_text().splitlines(keepends=True)
+    assert '"clean up"' in failed
+    for lost in ([*rest, last], [*rest, failed], rest):
+        timeline.write_text("".join(lost))
+        assert suite.replay(outcome.folder).verdict == "invalid", "the line that tells of it cannot be lost"
 
 
 def test_attempts_are_spread_over_the_load_and_one_is_made_as_each_fault_strikes() -> None:
@@ -257,7 +269,7 @@ def test_required_stacks_are_deployed_first_told_apart_and_looked_at_by_probes(
         monkeypatch.setattr(Run, "ground", (Node(), nothing))
 
     monkeypatch.setattr(run.stacks, "deploy", fake)
-    monkeypatch.setattr(run.probes, "look", look)
+    monkeypatch.setattr(probes, "look", look)
     monkeypatch.setattr(run.namespaces, "clear", lambda kube: [])
     monkeypatch.setattr(run.workloads, "clear", lambda kube: None)
     monkeypatch.setattr(run, "_references", lambda plan: dict.fromkeys(plan.images, "ref"))
