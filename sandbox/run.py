@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from sandbox import __version__, baseline, cluster, errors, images, loading, steady, workloads
+from sandbox import __version__, baseline, cluster, errors, grammar, images, loading, steady, workloads
 from sandbox.cluster import Cluster, Owner
 from sandbox.errors import SandboxError, Unproven
 from sandbox.exercise import exercise
@@ -30,8 +30,7 @@ from sandbox.report.write import write_all
 from sandbox.spec.results import Results
 from sandbox.timeline import BaselineSamples, Fact, PhaseChanged, RunStarted, Timeline, read, wall_now
 
-_STEADY_SECONDS = 30.0
-_DETAILS = 3
+_STEADY_SECONDS, _DETAILS = 30.0, 3
 _GIB = 1 << 30
 
 
@@ -203,7 +202,7 @@ def recover(run: Run) -> None:
 
 def judge(run: Run) -> None:
     """Timeline and SLOs make the verdict."""
-    run.results = judged(read(run.timeline.path))
+    run.results = judged([*read(run.timeline.path), run.timeline.finished()])  # cleaning up comes before its last line
 
 
 def report(run: Run) -> None:
@@ -254,7 +253,7 @@ def _execute(plan: Plan, options: Options, earlier: list[BaselineSamples]) -> Ou
     folder = options.runs / run_id
     folder.mkdir(parents=True)
     with Timeline(folder / "timeline.jsonl") as log, ExitStack() as undo:
-        run = Run(plan=plan, options=options, folder=folder, timeline=log, undo=undo)
+        run = Run(plan, options, folder, timeline=log, undo=undo)
         log.append(_beginning(run, run_id))
         for samples in earlier:
             log.append(samples)
@@ -264,6 +263,7 @@ def _execute(plan: Plan, options: Options, earlier: list[BaselineSamples]) -> Ou
             error = error or left
             for phase in _ALWAYS:
                 phase(run)
+        log.append(log.finished())
     if run.results is None:
         raise Unproven("the run was not judged", where=str(folder), fix=f"sandbox judge {folder}")
     return Outcome(run.results, folder, error)
@@ -343,6 +343,7 @@ def _beginning(run: Run, run_id: str) -> RunStarted:
         scenario=run.plan.scenario.model_dump(mode="json", by_alias=True),
         source=str(run.plan.source),
         versions={"sandbox": __version__},
+        grammar=grammar.KNOWN,
     )
 
 

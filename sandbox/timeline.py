@@ -3,13 +3,17 @@
 Every event carries `t`, seconds since the run began on the machine's monotonic clock (shared by all
 processes of the machine, so the load subprocess appends to the same file), and `type`. Lines are
 appended with one `write` each to a file opened O_APPEND: writers do not tear each other's lines, and
-a crash leaves at most one half line, which `read` reports and leaves out.
+a crash leaves at most one half line, which `read` reports and leaves out. Each line also says which
+writer it is of, which number it has there, and when it was written: so the judge sees that a line is
+missing, there twice, or in another place.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +22,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from sandbox import grammar
+
+Lines = dict[str, dict[str, int]]  # writer -> type -> how many
+
 
 class _Event(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     t: float = Field(description="Seconds since the run began.")
+    writer: str = Field(default="", description="Who wrote the line: run, load, load 1/2 …")
+    seq: int | None = Field(default=None, description="The line's number of its writer: 0, 1, 2 … without a gap.")
+    written: float | None = Field(default=None, description="When the line was written; never before the line before.")
 
 
 class RunStarted(_Event):
@@ -34,6 +45,7 @@ class RunStarted(_Event):
     scenario: dict[str, Any] = Field(description="The scenario as loaded, by alias: judging needs no other file.")
     source: str = Field(description="The scenario's file name.")
     versions: dict[str, str] = Field(default_factory=dict)
+    grammar: int = Field(default=1, description="Of this timeline: what its lines look like.")
 
 
 class PhaseChanged(_Event):
@@ -149,6 +161,7 @@ class LoadFinished(_Event):
     type: Literal["load.finished"] = "load.finished"
     attempted: int
     aborted: str = Field(default="", description="Why it ended early, if it did.")
+    lines: Lines = Field(default_factory=dict, description="What the load's writers had written before this line.")
 
 
 class FaultEvent(_Event):
@@ -234,6 +247,13 @@ class GpuNodes(_Event):
     groups: list[tuple[int, int, int]] = Field(description="(GPUs of a node, those in use, nodes like that)")
 
 
+class RunFinished(_Event):
+    """Last line: nothing was written after it. Missing: the run was killed, or lines are lost."""
+
+    type: Literal["run.finished"] = "run.finished"
+    lines: Lines = Field(description="What the run itself had written before this line.")
+
+
 class Note(_Event):
     """A line for the reader: a warning, a shadowed name, something left out."""
 
@@ -259,6 +279,7 @@ Event = Annotated[
     | PodEvent
     | WorkloadFinished
     | GpuNodes
+    | RunFinished
     | Note,
     Field(discriminator="type"),
 ]
@@ -266,12 +287,21 @@ _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 class Timeline:
-    """Appends events. Safe from several threads and processes: one `write` a line, O_APPEND."""
+    """Appends events of one writer, and numbers them. Safe from several threads: one `write` a line, O_APPEND."""
 
-    def __init__(self, path: Path, epoch_ns: int | None = None) -> None:
-        """Open `path` for appending; `epoch_ns` is `time.monotonic_ns()` at t=0 (now, if not given)."""
+    def __init__(self, path: Path, epoch_ns: int | None = None, writer: str = "run") -> None:
+        """Open `path` for appending.
+
+        Args:
+            path: of the file; other writers may append to it too.
+            epoch_ns: `time.monotonic_ns()` at t=0; now, if not given.
+            writer: nobody else's in this file, for each numbers its own lines.
+        """
         self.path = path
         self.epoch_ns = time.monotonic_ns() if epoch_ns is None else epoch_ns
+        self._writer = writer
+        self._lock = threading.Lock()
+        self._written: Counter[str] = Counter()
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def now(self) -> float:
@@ -279,8 +309,25 @@ class Timeline:
         return (time.monotonic_ns() - self.epoch_ns) / 1e9
 
     def append(self, event: Event) -> None:
-        """Write one event as one line."""
-        os.write(self._file, event.model_dump_json(exclude_defaults=False).encode() + b"\n")
+        """Write one event as one line, with its number."""
+        with self._lock:  # or two lines had the same number, or stood in another order than their numbers
+            os.write(self._file, self._numbered(event).model_dump_json(exclude_defaults=False).encode() + b"\n")
+            self._written[event.type] += 1
+
+    @property
+    def lines(self) -> Lines:
+        """How many lines of each type were written here."""
+        return {self._writer: dict(self._written)}
+
+    def finished(self) -> RunFinished:
+        """The run's last line as it would be written now."""
+        with self._lock:
+            event: RunFinished = self._numbered(RunFinished(t=self.now(), lines=self.lines))
+            return event
+
+    def _numbered(self, event: Any) -> Any:
+        place = {"writer": self._writer, "seq": self._written.total(), "written": self.now()}
+        return event.model_copy(update=place)
 
     def close(self) -> None:
         """Close the file; events already written stay."""
@@ -304,16 +351,19 @@ class Follower:
         """Begin at the start of `path`."""
         self._path = path
         self._place = 0
+        self._number = 0
 
     def read(self) -> Iterator[Event]:
-        """Yield the events that came since the last call."""
+        """Yield the events that came since the last call; a broken line raises as in `read`."""
         with self._path.open("rb") as file:
             file.seek(self._place)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
+                self._number += 1
+                event = _parsed(line, self._path, self._number)
                 self._place += len(line)
-                yield _ADAPTER.validate_json(line)
+                yield event
 
 
 def wall_now() -> str:
@@ -324,18 +374,25 @@ def wall_now() -> str:
 def read(path: Path) -> Iterator[Event]:
     """Yield the events of a timeline in the order they were written.
 
-    A last line without its newline (the writer was killed) becomes a `Note`; a broken line elsewhere
-    raises ValueError naming the line, for then the evidence cannot be trusted.
+    A last line without its newline (the writer was killed) becomes a `Note`; a broken line elsewhere, and one of
+    another grammar, raises ValueError naming the line, for then the evidence cannot be trusted.
     """
     last = 0.0
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 yield Note(t=last, level="warning", message=f"line {number} is cut off: the writer was killed there")
                 return
-            try:
-                event = _ADAPTER.validate_json(line)
-            except ValidationError as error:
-                raise ValueError(f"{path}:{number}: not an event of a timeline: {error}") from error
+            event = _parsed(line, path, number)
             last = event.t
             yield event
+
+
+def _parsed(line: bytes, path: Path, number: int) -> Event:
+    try:
+        event = _ADAPTER.validate_json(line)
+    except ValidationError as error:
+        raise ValueError(f"{path}:{number}: {grammar.strange(line, error)}") from error
+    if isinstance(event, RunStarted) and event.grammar > grammar.KNOWN:
+        raise ValueError(f"{path}:{number}: {grammar.newer(event.grammar)}")
+    return event

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from sandbox import metrics
 from sandbox.judge.attacks import attack_checks
 from sandbox.judge.faults import fault_checks
+from sandbox.judge.integrity import in_order, timeline_check
 from sandbox.judge.steady_state import steady_state_checks
 from sandbox.judge.thresholds import threshold_checks
 from sandbox.judge.workloads import workload_checks
@@ -24,16 +25,23 @@ from sandbox.timeline import EMPTY, Event, Fact, Note, PhaseChanged, Request, Ru
 
 
 def judge(events: Iterable[Event]) -> Results:
-    """Judge one run.
+    """Judge one run: what its timeline says, and whether it is whole.
 
     Raises:
         ValueError: the timeline does not begin with a run, so there is nothing to judge it against.
     """
     timeline = list(events)
-    begun = next((event for event in timeline if isinstance(event, RunStarted)), None)
-    if begun is None:
-        raise ValueError("the timeline holds no run.started event: there is nothing to judge")
-    scenario = Scenario.model_validate(begun.scenario)
+    scenario, _ = _asked(timeline)
+    return weigh(in_order(timeline), timeline_check(scenario, timeline))
+
+
+def weigh(timeline: Sequence[Event], *others: Check) -> Results:
+    """Judge what events say, without asking whether they are all; `others`: checks that were made of them already.
+
+    Raises:
+        ValueError: they do not tell of a run, so there is nothing to judge them against.
+    """
+    scenario, begun = _asked(timeline)
     limits = {str(name): limit for name, limit in scenario.load.good.items()} if scenario.load else {}
     workloads = {each.name: each.because or "" for each in scenario.workloads}
     rec = metrics.record(timeline, limits, workloads)
@@ -45,7 +53,7 @@ def judge(events: Iterable[Event]) -> Results:
         *workload_checks(scenario, rec.pods),
         *attack_checks(scenario, timeline),
     ]
-    checks = _reached(timeline, checks)
+    checks = [*_reached(timeline, checks), *others]
     verdict = worst(check.status for check in checks)
     return Results(
         run_id=begun.run_id,
@@ -67,6 +75,14 @@ def judge(events: Iterable[Event]) -> Results:
             *_empty(timeline),
         ],
     )
+
+
+def _asked(timeline: Sequence[Event]) -> tuple[Scenario, RunStarted]:
+    """What a run was to show."""
+    begun = next((event for event in timeline if isinstance(event, RunStarted)), None)
+    if begun is None:
+        raise ValueError("the timeline holds no run.started event: there is nothing to judge")
+    return Scenario.model_validate(begun.scenario), begun
 
 
 def _empty(timeline: Sequence[Event]) -> list[str]:

@@ -38,6 +38,7 @@ from sandbox.load.local import (
 from sandbox.load.plan import LoadPlan
 from sandbox.load.record import Recorder
 from sandbox.load.session import gather, keep_the_end
+from sandbox.timeline import Lines
 
 _LOOPBACK = "127.0.0.1"
 _LEAD_NS = 300_000_000
@@ -92,6 +93,7 @@ def join(plan: LoadPlan, master: str) -> int:
     pulse.join()
     broke = "" if session.crashed is None else repr(session.crashed)
     told = {"attempted": session.attempted, "left_out": session.left_out, "aborted": session.aborted, "broke": broke}
+    told["lines"] = recorder.lines
     runner.send_message(_FINISHED, told)
     quitting = gevent.spawn(runner.greenlet.join)  # ends when the master says quit; the last statistics are sent then
     gevent.wait([quitting, leaving], count=1)
@@ -250,10 +252,10 @@ def _lead(plan: LoadPlan, crew: _Crew, notes: list[str], say: Callable[[str], No
     t0 = time.monotonic_ns() + ahead
     _start(runner, crew, t0 - plan.epoch_ns)
     say(f"started {recorder.started(t0)}")
-    remark(plan, notes)
+    remark(recorder, notes)
     watching = gevent.spawn(crew.watch)
     if conductor:
-        remark(plan, [conductor.conduct(t0, crew.over)], "info")
+        remark(recorder, [conductor.conduct(t0, crew.over)], "info")
         crew.tell(_FINISH)
     whole = crew.until(lambda: len(crew.finished) == crew.many)
     watching.kill()
@@ -261,10 +263,11 @@ def _lead(plan: LoadPlan, crew: _Crew, notes: list[str], say: Callable[[str], No
     runner.quit()
     farewell(plan, environment)
     if not whole:
-        remark(plan, [f"{crew.lost}: what it had not written is missing"], "error")
+        remark(recorder, [f"{crew.lost}: what it had not written is missing"], "error")
         return complain(crew.lost)
     recorder.attempted = sum(told["attempted"] for told in crew.finished.values())
-    recorder.finished(crew.stopping, sum(told["left_out"] for told in crew.finished.values()))
+    lines: Lines = {writer: count for told in crew.finished.values() for writer, count in told["lines"].items()}
+    recorder.finished(crew.stopping, sum(told["left_out"] for told in crew.finished.values()), lines)
     broke = [told["broke"] for told in crew.finished.values() if told["broke"]]
     return complain(f"the load client broke: {broke[0]}") if broke else 0
 

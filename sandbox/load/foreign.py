@@ -175,7 +175,7 @@ class Foreign(Playing):
             self._note(f"{said} ({times} times) in a task: Locust told of no request, so nothing is counted for it")
 
     def _note(self, message: str) -> None:
-        self.recorder.warn(f"{self.plan.locustfile}: {message}")
+        self.recorder.remark(f"{self.plan.locustfile}: {message}")
 
     def pulse(self) -> None:
         """Beat until everything has ended; how many requests are in flight only the users know: they are counted."""

@@ -12,6 +12,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 import gevent
 from gevent import os as green
@@ -22,7 +23,6 @@ from sandbox.load import foreign
 from sandbox.load.plan import LoadPlan
 from sandbox.load.record import Recorder
 from sandbox.load.session import PlannedUser, Playing, Session, gather
-from sandbox.timeline import Note, Timeline
 
 PARENT_GONE = "the process that started the load is gone"
 SPAWN_LIMIT = 60.0
@@ -48,10 +48,10 @@ def run(plan: LoadPlan, say: Callable[[str], None]) -> int:
     t0 = time.monotonic_ns() + _LEAD_NS
     session.start(t0)
     say(f"started {recorder.started(t0)}")
-    remark(plan, notes)
+    remark(recorder, notes)
     pulse = gevent.spawn(session.pulse)
     if plan.locustfile is not None:
-        remark(plan, [foreign.Conductor(plan, runner).conduct(t0, session.over)], "info")
+        remark(recorder, [foreign.Conductor(plan, runner).conduct(t0, session.over)], "info")
         session.over.set()
     session.settle()
     session.done.set()
@@ -108,11 +108,10 @@ def settle_memory() -> None:
     gc.freeze()
 
 
-def remark(plan: LoadPlan, notes: Iterable[str], level: str = "warning") -> None:
-    """Write notes into the timeline."""
-    with Timeline(plan.timeline, plan.epoch_ns) as timeline:
-        for message in filter(None, notes):
-            timeline.append(Note.model_validate({"t": timeline.now(), "level": level, "message": message}))
+def remark(recorder: Recorder, notes: Iterable[str], level: Literal["info", "warning", "error"] = "warning") -> None:
+    """Write notes into the timeline; empty ones are none."""
+    for message in filter(None, notes):
+        recorder.remark(message, level)
 
 
 def farewell(plan: LoadPlan, environment: Environment) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal
 
 from sandbox.load.client import Exchange
 from sandbox.load.plan import LoadPlan
-from sandbox.timeline import ClientBeat, LoadFinished, LoadStarted, Note, Request, Timeline
+from sandbox.timeline import ClientBeat, Lines, LoadFinished, LoadStarted, Note, Request, Timeline
 
 BEAT_NS = 10_000_000
 _BEATS = 100
@@ -27,7 +28,7 @@ class Recorder:
         self.attempted = 0
         self.worker = worker
         self._plan = plan
-        self._timeline = Timeline(plan.timeline, plan.epoch_ns)
+        self._timeline = Timeline(plan.timeline, plan.epoch_ns, f"load {worker}" if worker else "load")
         self._tags = [{**share.tags, **plan.tags} for share in plan.shares]
 
     def started(self, t0: int) -> float:
@@ -86,16 +87,28 @@ class Recorder:
         """Write a second of the client's own pulse."""
         self._timeline.append(event)
 
-    def finished(self, aborted: str, left_out: int) -> None:
-        """Write the end. `left_out` requests were cut by our own stop: no failure of the server's, so not counted."""
+    def finished(self, aborted: str, left_out: int, lines: Lines | None = None) -> None:
+        """Write the end.
+
+        Args:
+            aborted: why it came early; empty: it did not.
+            left_out: requests that were cut by our own stop: no failure of the server's, so not counted.
+            lines: what other processes of this load have written.
+        """
         now = self._timeline.now()
         if left_out:
-            self.warn(f"{left_out} requests in flight were cut by the early stop and are not counted")
-        self._timeline.append(LoadFinished(t=now, attempted=self.attempted, aborted=aborted))
+            self.remark(f"{left_out} requests in flight were cut by the early stop and are not counted")
+        told = LoadFinished(t=now, attempted=self.attempted, aborted=aborted, lines={**self.lines, **(lines or {})})
+        self._timeline.append(told)
 
-    def warn(self, message: str) -> None:
+    @property
+    def lines(self) -> Lines:
+        """What was written here so far."""
+        return self._timeline.lines
+
+    def remark(self, message: str, level: Literal["info", "warning", "error"] = "warning") -> None:
         """Write a line for the reader."""
-        self._timeline.append(Note(t=self._timeline.now(), level="warning", message=message))
+        self._timeline.append(Note(t=self._timeline.now(), level=level, message=message))
 
     def write(self, event: Request) -> Request:
         """Write and count a request, and return it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sandbox import paths
 
-_MODULES = ("__init__.py", "errors.py", "paths.py", "progress.py", "timeline.py")
+_MODULES = ("__init__.py", "errors.py", "grammar.py", "paths.py", "progress.py", "timeline.py")
 _ROOMS = ("spec", "load")
 _LOADTESTS = ("profiles", "prompts")
 _FOLDER = "/tmp/load"  # noqa: S108 - of the pod's own

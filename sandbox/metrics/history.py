@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from sandbox.metrics.pods import Pods
 from sandbox.metrics.table import Table
 from sandbox.spec.results import Window
-from sandbox.timeline import ClientBeat, Event, FaultEvent, LoadFinished, LoadStarted, PhaseChanged, Request
+from sandbox.timeline import (
+    ClientBeat,
+    Event,
+    FaultEvent,
+    LoadFinished,
+    LoadStarted,
+    PhaseChanged,
+    Request,
+    RunFinished,
+)
 
 # Written while and after a run is judged: to judge it again must give the same.
 _AFTERWARDS = ("judge", "report", "clean up")
@@ -51,7 +60,8 @@ class Record:
 
     def take(self, event: Event) -> None:
         """Go on by one event."""
-        if not (isinstance(event, PhaseChanged) and event.name in _AFTERWARDS):
+        afterwards = isinstance(event, RunFinished) or (isinstance(event, PhaseChanged) and event.name in _AFTERWARDS)
+        if not afterwards:
             self.end = max(self.end, event.t)
         match event:
             case Request():

@@ -30,7 +30,7 @@ from sandbox.kube.wait import hold
 from sandbox.load.calibrate import calibrate
 from sandbox.spec.catalogue import find
 from sandbox.spec.cluster import ClusterSpec
-from tests.bench import gpus, load
+from tests.bench import busy, gpus, load
 from tests.bench.gpus import Row
 
 ROOT = Path(__file__).parents[2]
@@ -205,6 +205,7 @@ PARTS: dict[str, Callable[[int], str]] = {
     "gpus": beside_kind(gpus.rows),
     "fleet": beside_kind(gpus.fleet),
     "load": load.block,
+    "busy": busy.block,
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 import typer
 from test_judge import history
 from typer.testing import CliRunner
+from whole_runs import keep
 
 from sandbox import cli, cli_output, cluster, images, plan
 from sandbox.cluster import Cluster, Node, Proof, nodes, record
@@ -30,7 +31,6 @@ from sandbox.host.engine import Engine
 from sandbox.images import Image
 from sandbox.spec.cluster import ClusterSpec
 from sandbox.spec.slo import METRICS
-from sandbox.timeline import Timeline
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
@@ -264,10 +264,7 @@ def test_schema_prints_one_document(kind: str, typed: Typed) -> None:
 
 
 def recorded(folder: Path, **changes: Any) -> Path:
-    with Timeline(folder / "timeline.jsonl") as log:
-        for event in history(**changes):
-            log.append(event)
-    return folder
+    return keep(folder, history(**changes))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ LEAVES = {"errors", "progress", "paths", "__init__"}
 # room -> the rooms it may import; `errors`, `progress` and `paths` are open to all.
 ALLOWED: dict[str, set[str]] = {
     "spec": set(),
-    "timeline": set(),
+    "grammar": set(),
+    "timeline": {"grammar"},
     "metrics": {"spec", "timeline"},
     "judge": {"spec", "timeline", "metrics"},
     "report": {"spec", "timeline"},

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.spec.results import Check, Results, worst
 from sandbox.timeline import (
     AttackEvent,

@@ -10,7 +10,7 @@ import pytest
 from test_judge import GOOD, LOAD_AT, SCENARIO, check, fault, history, request, scenario
 
 from sandbox import metrics
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.metrics import Table
 from sandbox.metrics.summary import summarise
 from sandbox.spec.results import Results, Summary

@@ -40,7 +40,7 @@ import pytest
 from sandbox.pytest_plugin import Clusters
 from test_judge import history
 from sandbox import pytest_plugin, run
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 
 
 def fake(plan, options):

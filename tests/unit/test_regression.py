@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from test_judge import GOOD, LOAD_AT, SCENARIO, check, history, request, scenario
+from whole_runs import keep
 
 from sandbox import baseline
 from sandbox.errors import UsageError
@@ -15,7 +16,7 @@ from sandbox.judge import judge, regression
 from sandbox.spec.results import Check
 from sandbox.spec.scenario import Scenario
 from sandbox.spec.slo import parse_expression
-from sandbox.timeline import BaselineSamples, Event, LoadAborted, Timeline
+from sandbox.timeline import BaselineSamples, Event, LoadAborted
 
 LATER = {"ttft": ["p(50)<=baseline+10%"]}
 
@@ -118,18 +119,10 @@ def test_a_regression_in_a_load_that_another_threshold_ended_is_not_proven() -> 
 # which runs
 
 
-def earlier(tmp_path: Path, events: list[Event]) -> Path:
-    (tmp_path / "timeline.jsonl").unlink(missing_ok=True)
-    with Timeline(tmp_path / "timeline.jsonl") as timeline:
-        for event in events:
-            timeline.append(event)
-    return tmp_path
-
-
 def refusal(tmp_path: Path, wanted: dict[str, Any], events: list[Event]) -> str:
     """Why it cannot be a baseline; empty where it can."""
     try:
-        baseline.samples_for(Scenario.model_validate(wanted), earlier(tmp_path, events))
+        baseline.samples_for(Scenario.model_validate(wanted), keep(tmp_path, events))
     except UsageError as error:
         return str(error)
     return ""
@@ -231,7 +224,7 @@ def test_samples_are_those_of_the_tags_and_held_to_the_limits_of_this_run(tmp_pa
     mix = {key: value for key, value in SCENARIO["load"].items() if key != "profile"}
     mix["mix"] = [{"profile": "chat-short", "tenant": "a"}, {"profile": "chat-short", "tenant": "b"}]
     slo = {"ttft{tenant:a}": ["p(50)<=baseline+10%"], "good_request_fraction": ["rate>=baseline-1%"]}
-    folder = earlier(tmp_path, history(spec=quiet({"ttft": ["p(50)<=1s"]}, load=mix), requests=tagged, faults=[]))
+    folder = keep(tmp_path, history(spec=quiet({"ttft": ["p(50)<=1s"]}, load=mix), requests=tagged, faults=[]))
     strict = Scenario.model_validate(quiet(slo, load={**mix, "good": {"ttft": "50ms"}}))
     found = {each.selector: each.samples for each in baseline.samples_for(strict, folder)}
     assert len(found["ttft{tenant:a}"]) == 150

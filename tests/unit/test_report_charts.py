@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field
 from timelines import Shape, events
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.report import charts, charts_pace, charts_share, series
 from sandbox.report.drawing import Chart
 from sandbox.report.github import markdown

@@ -9,7 +9,7 @@ import pytest
 from timelines import Shape, events, hostile_results
 
 from sandbox.errors import UsageError
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.kube import stacks
 from sandbox.report import write
 from sandbox.report.files import read_results, write_atomic, write_results

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from timelines import HOSTILE, Shape, events, hostile_results
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.report import charts
 from sandbox.report.html import write_html
 from sandbox.spec.results import Results

@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field
 from timelines import Shape, events
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.report import aliases
 from sandbox.report.load import figures, write_load
 from sandbox.spec.results import Summary

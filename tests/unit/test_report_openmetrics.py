@@ -11,7 +11,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from timelines import HOSTILE, Shape, events, hostile_results
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.report import series
 from sandbox.report.openmetrics import exposition, write_metrics
 from sandbox.timeline import Event, Request

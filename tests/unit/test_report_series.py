@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from timelines import Shape, events
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.report import charts, series
 from sandbox.timeline import LoadStarted, Request
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from timelines import HOSTILE, Shape, events, hostile_results
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.report.suite import render_suite
 from sandbox.report.terminal import render
 from sandbox.spec.results import Results

@@ -16,12 +16,12 @@ from sandbox import probes, run, suite
 from sandbox.cluster import Owner
 from sandbox.errors import ClusterError, DeadlineExceeded
 from sandbox.exercise import attack_moments
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.kube import stacks
 from sandbox.plan import Plan, load_all
 from sandbox.run import Options, Outcome, Run, execute
 from sandbox.spec.results import Results
-from sandbox.timeline import PhaseChanged, Probed
+from sandbox.timeline import Probed
 
 Phase = Callable[[Run], None]
 ROOT = Path(__file__).parents[2]
@@ -105,16 +105,28 @@ def test_an_interrupt_ends_with_130_after_everything_is_undone(executed: Callabl
     assert done == ["down"]
 
 
-def passing(run: Run) -> None:
+def named(name: str, does: Phase = lambda _: None) -> Phase:
+    def phase(run: Run) -> None:
+        does(run)
+
+    phase.__name__ = name
+    return phase
+
+
+def held(when: Any) -> Phase:
+    def looks(run: Run) -> None:
+        for _ in range(run.plan.scenario.steady.looks):
+            for position, use in enumerate(run.plan.scenario.steady_state):
+                now = run.timeline.now()
+                run.timeline.append(Probed(t=now, probe=use.name, index=position, when=when, ok=True, detail="ok"))
+
+    return looks
+
+
+def passing(up: Phase = lambda _: None) -> list[Phase]:
     """All that first-answer asks for, as a history: only the steady state is looked at in this test."""
-    for when in ("before", "after"):
-        for position, use in enumerate(run.plan.scenario.steady_state * run.plan.scenario.steady.looks):
-            index = position % len(run.plan.scenario.steady_state)
-            run.timeline.append(Probed(t=1, probe=use.name, index=index, when=when, ok=True, detail="ok"))  # type: ignore[arg-type]
-
-
-def recover(run: Run) -> None:
-    run.timeline.append(PhaseChanged(t=2, name="recover", status="ok"))
+    before, after = named("verify", held("before")), named("recover", held("after"))
+    return [named("preflight"), named("up", up), named("deploy"), before, named("exercise"), after]
 
 
 @pytest.mark.parametrize("problem", [ClusterError("a container is left"), OSError("the engine is gone")])
@@ -126,12 +138,12 @@ def test_a_run_that_cannot_clean_up_is_no_pass_in_any_of_its_files(
     def stuck() -> None:
         raise problem
 
-    assert executed(passing, recover).exit_code == 0
+    assert executed(*passing()).exit_code == 0
 
     def up(run: Run) -> None:
         run.undo.callback(stuck)
 
-    outcome = executed(up, passing, recover)
+    outcome = executed(*passing(up))
     assert outcome.exit_code in {3, 4}
     results = written(outcome)
     assert results.verdict == "invalid"

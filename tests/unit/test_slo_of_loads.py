@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from test_judge import GOOD, LOAD_AT, check, history, request, scenario
+from whole_runs import keep
 
 from sandbox import baseline
 from sandbox.errors import UsageError
-from sandbox.judge import judge, regression
+from sandbox.judge import regression
+from sandbox.judge import weigh as judge
 from sandbox.spec.scenario import Scenario
 from sandbox.spec.slo import check_slo, parse_expression
 from sandbox.timeline import (
@@ -299,18 +301,11 @@ def test_a_run_without_a_baseline_or_with_too_few_samples_proves_nothing() -> No
     assert check(judge(history(spec=spec, faults=[], extra=few)), "slo/ttft").status == "invalid"
 
 
-def earlier(tmp_path: Path, events: list[Event]) -> Path:
-    with Timeline(tmp_path / "timeline.jsonl") as timeline:
-        for event in events:
-            timeline.append(event)
-    return tmp_path
-
-
 def test_an_earlier_runs_samples_come_along_in_the_timeline(tmp_path: Path) -> None:
     slow = [request(LOAD_AT + n / 10, ttft=0.1 + n % 7 / 100) for n in range(300)]
     slo = {"ttft": ["p(50)<=baseline+10%", "p(50)<=1s"], "good_request_fraction": ["rate>=baseline-2%"]}
     wanted = Scenario.model_validate(quiet(slo))
-    folder = earlier(tmp_path, history(spec=quiet({"ttft": ["p(50)<=1s"]}), requests=slow, faults=[]))
+    folder = keep(tmp_path, history(spec=quiet({"ttft": ["p(50)<=1s"]}), requests=slow, faults=[]))
     found = baseline.samples_for(wanted, folder)
     assert [(each.selector, len(each.samples)) for each in found] == [("ttft", 300), ("good_request_fraction", 300)]
     same = judge(history(spec=quiet(slo), requests=slow, faults=[], extra=list(found)))
@@ -325,12 +320,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     wanted = Scenario.model_validate(quiet({"ttft": ["p(50)<=baseline+10%"]}))
     with pytest.raises(UsageError, match=r"holds no timeline\.jsonl"):
         baseline.samples_for(wanted, tmp_path)
-    late = earlier(tmp_path, history(spec=quiet({"ttft": ["p(50)<=1ms"]}), faults=[]))
+    late = keep(tmp_path, history(spec=quiet({"ttft": ["p(50)<=1ms"]}), faults=[]))
     with pytest.raises(UsageError, match="is no baseline"):
         baseline.samples_for(wanted, late)
     (tmp_path / "timeline.jsonl").unlink()
     other = {**QUIET["load"], "arrivals": {"process": "constant", "rate": 11}}
-    elsewhere = earlier(tmp_path, history(spec=quiet({"ttft": ["p(50)<=1s"]}, load=other), faults=[]))
+    elsewhere = keep(tmp_path, history(spec=quiet({"ttft": ["p(50)<=1s"]}, load=other), faults=[]))
     with pytest.raises(UsageError) as caught:
         baseline.samples_for(wanted, elsewhere)
     assert "load.arrivals" in str(caught.value)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from test_judge import history, request
+from whole_runs import keep
 
 from sandbox import suite
 from sandbox.errors import ClusterError, DeadlineExceeded, UsageError
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.plan import Plan, load_all
 from sandbox.run import Options, Outcome
 from sandbox.timeline import PhaseChanged, RunStarted, Timeline, read
@@ -49,9 +50,7 @@ def test_the_worst_run_decides_and_no_run_at_all_is_invalid() -> None:
 
 
 def test_a_run_is_judged_again_from_its_timeline_alone(tmp_path: Path) -> None:
-    with Timeline(tmp_path / "timeline.jsonl") as log:
-        for event in history(requests=[request(10 + n / 10, "timeout") for n in range(300)]):
-            log.append(event)
+    keep(tmp_path, history(requests=[request(10 + n / 10, "timeout") for n in range(300)]))
     first = suite.replay(tmp_path)
     assert first.verdict == "fail"
     assert suite.replay(tmp_path) == first

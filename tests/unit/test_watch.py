@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_judge import GOOD, LOAD_AT, check, fault, history, request, scenario
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.spec.scenario import Scenario
 from sandbox.timeline import ClientBeat, Event, LoadAborted, LoadFinished, LoadStarted, Request, Timeline, read
 from sandbox.watch import Watch

@@ -20,7 +20,7 @@ class Truth:
         begin, end: first request and last token, in nanoseconds of CLOCK_MONOTONIC.
         requests, whole: that came, and that were answered to their last token.
         tokens: written, those of cut streams included.
-        ttft_p50, ttft_p99: from reading a request to writing its first token, over whole answers.
+        ttft_p50, ttft_p90, ttft_p99: from reading a request to writing its first token, over whole answers.
         late_p99: how much later than due the server wrote its tokens: it too has its limits.
         streams: at once, on the mean, between the first answer's end and the last request.
     """
@@ -31,6 +31,7 @@ class Truth:
     whole: int
     tokens: int
     ttft_p50: float
+    ttft_p90: float
     ttft_p99: float
     late_p99: float
     streams: float
@@ -53,6 +54,7 @@ def truth(served: list[Served], width: Width) -> Truth | None:
         whole=len(whole),
         tokens=sum(len(line.sent) for line in load),
         ttft_p50=float(np.percentile(first, 50)),
+        ttft_p90=float(np.percentile(first, 90)),
         ttft_p99=float(np.percentile(first, 99)),
         late_p99=float(np.percentile(np.concatenate(late), 99)),
         streams=_at_once(load, begin + int(width.answer * 1e9), load[-1].received),
