@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from sandbox.metrics import placing
 from sandbox.metrics import pods as pods_
 from sandbox.metrics.history import FaultWindow, Record, record
 from sandbox.metrics.pods import Pods
 from sandbox.metrics.recovery import recovery_cut_off, time_to_recover
 from sandbox.metrics.table import Floats, Mask, Table
-from sandbox.spec.slo import METRICS, OF_ALL_NODES, OUTCOMES, WHOLE_RUN, Expression, Selector
+from sandbox.spec.slo import METRICS, OUTCOMES, WHOLE_RUN, Expression, Selector
 from sandbox.timeline import ClientBeat
 
 __all__ = [
@@ -62,6 +65,7 @@ class Observed:
     samples: int
 
 
+_FOR_EVER, _MANY = 1e15, 1e5  # seconds; more pods than there can be
 _OF_BEATS: dict[str, Callable[[ClientBeat], tuple[Sequence[float], int]]] = {
     "client_lag": lambda beat: (beat.lag, beat.beats),
     "client_added": lambda beat: (beat.added, beat.calibrated),
@@ -102,25 +106,32 @@ def _of_requests(rec: Record, selector: Selector, expression: Expression) -> Obs
 
 def _of_pods(pods: Pods, selector: Selector, expression: Expression) -> Observed:
     """What became of pods. Of workloads that were not watched to their end there is nothing to say."""
-    name, found = selector.metric, pods.chosen(selector)
-    asked = sum(each.asked for each in found)
-    if name in OF_ALL_NODES:
-        free = {"gpu_nodes_free": pods_.nodes_free, "gpu_fragmentation": pods_.fragmentation}[name]
-        return Observed(free(pods.nodes), 1) if pods.nodes and pods.nodes.groups else Observed(None, 0)
-    if not found:
-        return Observed(None, 0)
-    if METRICS[name].kind == "count":
-        count = len(pods_.matching(pods, selector, name))
-        return Observed(count / asked if expression.aggregation == "rate" else float(count), asked)
-    if name == "scheduling_seconds":
-        values = pods_.seconds(found)
-        return Observed(aggregate(values, expression), len(values))
-    figures: dict[str, float | None] = {
-        "scheduling_rate": pods_.scheduling_rate(found),
-        "nodes_used": float(len(pods_.nodes_used(found))),
-        "gpus_allocated": float(pods_.gpus_allocated(found)),
-    }
-    return Observed(figures[name], asked)
+    if selector.metric == "scheduling_seconds":
+        return _waited(pods, selector, expression)
+    seen = placing.figure(pods, selector, expression)
+    return _between(seen.low, seen.high, seen.samples, expression)
+
+
+def _waited(pods: Pods, selector: Selector, expression: Expression) -> Observed:
+    """A pod that still waits has waited so long at the least, and may wait for ever."""
+    found = pods.chosen(selector)
+    timed, waiting = pods_.seconds(found), pods_.waiting(found)
+    if expression.aggregation == "count":
+        return Observed(float(len(timed)), len(timed))
+    low = aggregate([*timed, *waiting], expression)
+    high = aggregate([*timed, *(_FOR_EVER for _ in waiting)], expression)
+    # not infinity itself, between which and a figure no percentile could be taken
+    high = math.inf if high is not None and high > _FOR_EVER / _MANY else high
+    return _between(low, high, len(timed), expression)
+
+
+def _between(
+    low: float | Fraction | None, high: float | Fraction | None, samples: int, expression: Expression
+) -> Observed:
+    """A figure of which every value that it may have says the same of the threshold; else it says nothing."""
+    if low is None or high is None or expression.holds(float(low)) != expression.holds(float(high)):
+        return Observed(None, samples)
+    return Observed(float(low), samples)
 
 
 def _count(table: Table, chosen: Mask, name: str, expression: Expression) -> Observed:
