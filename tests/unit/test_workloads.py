@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -32,8 +34,9 @@ from sandbox.timeline import Event, GpuNodes, PhaseChanged, PodEvent, RunStarted
 from sandbox.timeline import WorkloadClosed as Closed
 from sandbox.timeline import WorkloadFinished as Finished
 from sandbox.timeline import WorkloadStarted as Started
-from sandbox.workloads import Board, Ground, drive, objects
+from sandbox.workloads import Board, Ground, close, drive, objects
 
+driving_module = sys.modules["sandbox.workloads.drive"]
 HEAD = """
 apiVersion: sandbox/v1
 kind: Scenario
@@ -611,7 +614,10 @@ def unschedulable(words: str) -> dict[str, Any]:
 
 @pytest.fixture
 def driven(tmp_path: Path) -> Callable[..., list[Event]]:
-    def through(cluster: Cluster, *wanted: Workload, stop: bool = False) -> list[Event]:
+    def through(
+        cluster: Cluster, *wanted: Workload, stop: bool = False, last: Callable[[], object] | None = None
+    ) -> list[Event]:
+        """What is written; with `last`, which happens when all watches are over, the last look too."""
         halt = threading.Event()
         with Timeline(tmp_path / "timeline.jsonl") as timeline, ThreadPoolExecutor() as pool:
             ground = Ground(cluster, {"toolbox": "ref"}, timeline, halt, lambda: True, pool)
@@ -621,6 +627,9 @@ def driven(tmp_path: Path) -> Callable[..., list[Event]]:
                 futures = [pool.submit(drive, ground, board, each, each.at) for each in wanted]
                 for future in futures:
                     future.result(timeout=20)
+                if last is not None:
+                    last()
+                    close(ground, board, wanted)
         return list(read(tmp_path / "timeline.jsonl"))
 
     return through
@@ -699,6 +708,129 @@ def test_one_workload_waits_for_another(driven: Callable[..., list[Event]]) -> N
 
 def test_a_run_that_is_being_ended_writes_no_end_that_was_not_seen(driven: Callable[..., list[Event]]) -> None:
     assert not driven(Cluster(lambda _: []), workload(), workload(name="late", after="trainers"), stop=True)
+
+
+RUNS = {"phase": "Running", "node": "n1"}
+EXITED = {"name": "main", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}
+FAILS = {"phase": "Failed", "node": "n1", "containerStatuses": [EXITED]}
+
+
+def later(seconds: float, **state: Any) -> Cluster:
+    """A cluster whose pods run at once, and to which that happens so much later."""
+    cluster = Cluster(lambda thing: threading.Timer(seconds, lambda: cluster.tell(thing, **state)).start() or [RUNS])  # type: ignore[func-returns-value]
+    return cluster
+
+
+def finished(events: list[Event]) -> Finished:
+    return [event for event in events if isinstance(event, Finished)][-1]
+
+
+def test_as_many_pods_are_made_as_are_asked_for(driven: Callable[..., list[Event]]) -> None:
+    cluster = Cluster(lambda _: [RUNS])
+    events = driven(cluster, workload(pods=5))
+    assert cluster.made == finished(events).created == 5
+    assert len({pod for pod, state in told(events) if state == "created"}) == 5
+
+
+def test_pods_that_run_for_a_moment_are_not_placed(driven: Callable[..., list[Event]]) -> None:
+    events = driven(later(0.5, **FAILS), workload())
+    assert finished(events).why == "ended"
+    assert told(events).count(("trainers-1", "failed")) == 1
+
+
+def test_a_command_that_runs_is_watched_for_all_of_its_time_unless_it_is_said_how_long_is_enough(
+    driven: Callable[..., list[Event]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driving_module, "_QUIET", 0.3)
+    own, running = {"command": ["serve"], "within": "2s"}, Cluster(lambda _: [RUNS])
+    assert finished(driven(later(1.2, **FAILS), workload(**own))).why == "ended"
+    begun = time.monotonic()
+    assert finished(driven(running, workload(**own, name="b"))).why == "settled"
+    assert time.monotonic() - begun >= 2
+    begun = time.monotonic()
+    assert finished(driven(running, workload(**own, name="c", stableFor="1s"))).why == "settled"
+    assert 1 <= time.monotonic() - begun < 2
+
+
+def test_what_changed_just_before_time_was_out_is_not_settled(driven: Callable[..., list[Event]]) -> None:
+    cluster = later(1.0, **RUNS)
+    assert finished(driven(cluster, workload(command=["serve"], within="1500ms"))).why == "time is out"
+
+
+@pytest.mark.parametrize(
+    ("state", "written"), [(FAILS, "failed"), ({**RUNS, "type": "DELETED"}, "lost"), (RUNS, "running")]
+)
+def test_what_became_of_pods_until_the_run_was_over_is_written_down(
+    driven: Callable[..., list[Event]], state: dict[str, Any], written: str
+) -> None:
+    cluster = Cluster(lambda _: [RUNS])
+
+    def last() -> None:
+        cluster.watch = lambda *_, **__: iter(())  # type: ignore[method-assign]  # the watch heard nothing of it
+        (first,) = [each["object"] for each in cluster.changes if each["object"]["metadata"]["name"] == "trainers-1"]
+        cluster.tell(first, **state)
+
+    events = driven(cluster, workload(), last=last)
+    (end,) = [event for event in events if isinstance(event, Closed)]
+    assert end.states == dict(Counter(["running", written]))
+    assert events.index(end) > events.index(finished(events))
+
+
+def holder(node: str, gpus: int, **more: Any) -> Object:
+    container = {"resources": {"limits": {"nvidia.com/gpu": str(gpus)}}}
+    return {"metadata": {}, "spec": {"nodeName": node, "containers": [container], **more}, "status": more}
+
+
+def node(name: str, gpus: int = 0) -> Object:
+    return {"metadata": {"name": name}, "status": {"allocatable": {"nvidia.com/gpu": str(gpus)} if gpus else {}}}
+
+
+def test_gpus_in_use_are_those_of_every_pod_whoever_made_it(driven: Callable[..., list[Event]]) -> None:
+    cluster = Cluster(lambda _: [RUNS])
+    done = holder("n1", 1, phase="Succeeded")
+    before = {"initContainers": [{"resources": {"limits": {"nvidia.com/gpu": "2"}}}]}
+    cluster.things = {
+        "Node": [node("n1", 4), node("n2", 4), node("n3", 4), node("n4")],
+        "Pod": [holder("n2", 1), holder("n2", 1), done, holder("", 4), holder("n3", 1, **before)],
+    }
+    events = driven(cluster, workload(pods=3), last=lambda: None)
+    (seen,) = [event for event in events if isinstance(event, GpuNodes)]
+    assert seen.groups == [(4, 2, 2), (4, 3, 1)]
+
+
+def test_gpus_of_the_dra_driver_are_counted_by_the_claims_that_hold_them(driven: Callable[..., list[Event]]) -> None:
+    def device(name: str, kind: str = "gpu") -> Object:
+        return {"name": name, "attributes": {"type": {"string": kind}}}
+
+    def claim(*names: str) -> Object:
+        results = [{"driver": "gpu.nvidia.com", "pool": "n1", "device": name} for name in names]
+        return {"metadata": {"name": "c"}, "status": {"allocation": {"devices": {"results": results}}}}
+
+    spec = {"driver": "gpu.nvidia.com", "nodeName": "n1", "pool": {"name": "n1"}}
+    devices = [device("gpu-0"), device("gpu-1"), device("gpu-2"), device("gpu-3-mig", "mig")]
+    cluster = Cluster(lambda _: [RUNS])
+    cluster.things = {
+        "Node": [node("n1")],
+        "ResourceSlice": [{"spec": {**spec, "devices": devices}}, {"spec": {**spec, "driver": "other"}}],
+        "ResourceClaim": [claim("gpu-0"), claim("gpu-0", "gpu-2"), {"metadata": {"name": "waits"}}],
+        "Pod": [holder("n1", 1)],  # by a resource that is a claim in truth
+    }
+    events = driven(cluster, workload(), last=lambda: None)
+    (seen,) = [event for event in events if isinstance(event, GpuNodes)]
+    assert seen.groups == [(3, 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"stableFor": "5s"}, "goes with `command`"),
+        ({"command": ["x"], "stableFor": "30s"}, "has to be shorter than `within` (30s)"),
+        ({"command": ["x"], "stableFor": "100ms"}, "greater than or equal to 1"),
+    ],
+)
+def test_how_long_is_enough_goes_with_a_command_and_its_time(own: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        workload(**own)
 
 
 def test_a_timeline_of_workloads_is_read_as_it_was_written(tmp_path: Path) -> None:
