@@ -8,12 +8,11 @@ from typing import Any
 
 from sandbox import metrics
 from sandbox.errors import UsageError
-from sandbox.judge import judge
 from sandbox.judge.against import samples_needed
-from sandbox.spec.results import Results
+from sandbox.recorded import judged
 from sandbox.spec.scenario import Scenario
 from sandbox.spec.slo import Expression, Selector, Threshold, parse_expression, parse_selector
-from sandbox.timeline import BaselineSamples, Event, LoadStarted, RunStarted, read
+from sandbox.timeline import BaselineSamples, Event, LoadStarted, RunStarted
 
 _FIX = "give the folder of a run that passed, such as runs/<id>"
 # What has to be the same, else the difference would be that of two loads; seed and duration need not be.
@@ -46,7 +45,7 @@ def samples_for(scenario: Scenario, folder: Path) -> list[BaselineSamples]:
     if not wanted:
         fix = "write one such as ttft: ['p(50)<=baseline+10%'], or leave the baseline out"
         raise UsageError("no threshold is held against a baseline", where=str(folder), fix=fix)
-    events, results = _judged(folder)
+    events, results = judged(folder, _FIX)
     broken = [check for check in results.checks if check.group in _MUST_PASS and check.status != "pass"]
     if results.verdict == "fail" or broken:
         details = [f"{each.title}: {each.reason or each.observed}" for each in broken[:_FEW]]
@@ -56,26 +55,19 @@ def samples_for(scenario: Scenario, folder: Path) -> list[BaselineSamples]:
     return _samples(scenario, folder, events, wanted)
 
 
-def _judged(folder: Path) -> tuple[list[Event], Results]:
-    path = folder / "timeline.jsonl"
-    if not path.is_file():
-        raise UsageError("holds no timeline.jsonl", where=str(folder), fix=_FIX)
-    try:
-        events = list(read(path))
-        return events, judge(events)
-    except ValueError as error:
-        raise UsageError(f"cannot be read: {error}", where=str(path), fix=_FIX) from error
-
-
 def _begun(events: list[Event]) -> RunStarted:
     return next(event for event in events if isinstance(event, RunStarted))  # the judge has seen it
+
+
+def _earlier(events: list[Event]) -> Scenario:
+    return Scenario.model_validate(_begun(events).scenario)
 
 
 def _differences(
     scenario: Scenario, events: list[Event], wanted: list[tuple[Selector, Expression, Threshold]]
 ) -> list[str]:
     """Everything in which the two loads differ and that their figures depend on."""
-    earlier = Scenario.model_validate(_begun(events).scenario)
+    earlier = _earlier(events)
     now, before = _essence(scenario), _essence(earlier)
     found = [f"load.{key}: {now[key]} here, {before[key]} there" for key in _SAME if now[key] != before[key]]
     served = next((event.model for event in events if isinstance(event, LoadStarted)), "")
@@ -116,15 +108,14 @@ def _samples(
 ) -> list[BaselineSamples]:
     """Of each selector its samples, held to the limits of `good` that this scenario has."""
     limits = {str(name): limit for name, limit in scenario.load.good.items()} if scenario.load else {}
-    rec = metrics.record(events, limits)
+    rec = metrics.record(events, limits, rules=metrics.Rules.of(_earlier(events).load))
     run_id = _begun(events).run_id
     found: dict[str, BaselineSamples] = {}
     few: list[str] = []
     for selector, expression, threshold in wanted:
         name = str(selector)
         if name not in found:
-            values = metrics.samples(rec, selector, expression)
-            found[name] = BaselineSamples(t=0.0, run_id=run_id, source=str(folder), selector=name, samples=values)
+            found[name] = _copied(run_id, folder, name, metrics.samples(rec, selector, expression))
         there, needed = len(found[name].samples), samples_needed(threshold, expression)
         if there < needed:
             few.append(f"{name} {threshold.threshold}: {there} samples, needs {needed}")
@@ -132,3 +123,11 @@ def _samples(
         fix = "load for longer in the earlier run, or ask for a lower percentile"
         raise UsageError("has too few samples to be a baseline", where=str(folder), details=few, fix=fix)
     return list(found.values())
+
+
+def _copied(run_id: str, folder: Path, name: str, found: metrics.Samples) -> BaselineSamples:
+    """An earlier run's samples as this run's timeline keeps them; their bounds where they are others."""
+    bounds = {"low": list(found.low), "high": list(found.high)} if found.uncertain else {}
+    return BaselineSamples.model_validate(
+        {"t": 0.0, "run_id": run_id, "source": str(folder), "selector": name, "samples": found.measured, **bounds}
+    )

@@ -6,6 +6,7 @@
     ├── EnvironmentMissing           4       the machine lacks something; the fix is named
     │   ├── ImageUnavailable         4       an image can be neither pulled nor built
     │   └── ClusterError             4       the cluster could not be made, reached or removed
+    │       └── NotOurs              1       what others made is in the way; it is left alone
     └── DeadlineExceeded             3       a wait ran out; says what it last saw
 
 Exit codes of a run: 0 pass, 1 fail, 2 usage or bad spec, 3 invalid, 4 environment missing, 130 interrupted.
@@ -77,3 +78,9 @@ class ImageUnavailable(EnvironmentMissing):
 
 class ClusterError(EnvironmentMissing):
     """The cluster could not be made, reached, or removed."""
+
+
+class NotOurs(ClusterError):
+    """What others made has the cluster's name, or is on its network. Nothing of it was touched."""
+
+    exit_code = EXIT_FAIL

@@ -19,11 +19,12 @@ from sandbox.spec import profile as profiles
 from sandbox.spec.attack import Attempt
 from sandbox.spec.base import KeyPath, Metadata, reach
 from sandbox.spec.cluster import ClusterSpec
+from sandbox.spec.contradictions import contradictions, idle
 from sandbox.spec.guardrail import Guardrail
 from sandbox.spec.loader import Document, load, load_text
 from sandbox.spec.profile import Profile
 from sandbox.spec.results import Results
-from sandbox.spec.scenario import FaultUse, Named, Scenario, StackUse, called, contradictions
+from sandbox.spec.scenario import FaultUse, Named, Scenario, StackUse, called
 from sandbox.spec.slo import METRICS
 from sandbox.spec.stack import Stack
 from sandbox.spec.values import problems as value_problems
@@ -224,7 +225,7 @@ def _required(use: StackUse) -> list[tuple[Stack, dict[str, Any]]]:
 
 def _mistakes(raw: Any) -> list[tuple[KeyPath, str]]:
     """What a scenario contradicts, names or calls wrongly, as far as it can be read: whatever else breaks its model."""
-    found = contradictions(raw)
+    found = [*contradictions(raw), *idle(raw)]
 
     def each(*keys: str) -> list[KeyPath]:
         items = reach(raw, *keys)

@@ -18,7 +18,7 @@ import psutil
 
 from sandbox import __version__, baseline, cluster, errors, grammar, images, loading, steady, workloads
 from sandbox.cluster import Cluster, Owner
-from sandbox.errors import SandboxError, Unproven
+from sandbox.errors import ClusterError, SandboxError, Unproven
 from sandbox.exercise import exercise
 from sandbox.gpu import strike
 from sandbox.host import prepare, require
@@ -30,7 +30,8 @@ from sandbox.report.write import write_all
 from sandbox.spec.results import Results
 from sandbox.timeline import BaselineSamples, Fact, PhaseChanged, RunStarted, Timeline, read, wall_now
 
-_STEADY_SECONDS, _DETAILS = 30.0, 3
+_STEADY_SECONDS = 30.0
+_DETAILS = 3
 _GIB = 1 << 30
 
 
@@ -231,8 +232,8 @@ class Outcome:
             return errors.EXIT_INTERRUPTED
         if self.results.verdict == "fail":
             return errors.EXIT_FAIL
-        if isinstance(self.error, SandboxError):
-            return self.error.exit_code
+        if isinstance(self.error, SandboxError):  # NotOurs has the code of a `fail`, and is no verdict
+            return errors.EXIT_ENVIRONMENT if isinstance(self.error, ClusterError) else self.error.exit_code
         return errors.EXIT_PASS if self.results.verdict == "pass" else errors.EXIT_INVALID
 
 

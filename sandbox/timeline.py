@@ -87,7 +87,8 @@ class LoadStarted(_Event):
     asked: dict[str, Any] = Field(description="Arrival process, rate or users, duration, seed.")
 
 
-EMPTY = "the answer is whole, and says nothing"  # the detail of such a request
+EMPTY = "the answer is whole, and says nothing"  # detail of an `empty` request; older clients called it `ok`
+EMPTY_ALLOWED = f"{EMPTY}, as its profile allows"  # detail of an `ok` one
 
 
 class Request(_Event):
@@ -115,6 +116,7 @@ class Request(_Event):
     content_bytes: int | None = Field(
         default=None, description="Bytes of text that came as content, reasoning or tool calls; null: not counted."
     )
+    first_bytes: int | None = Field(default=None, description="Those of the first content chunk; null: not counted.")
     outcome: str
     status: int | None = None
     detail: str = ""
@@ -129,12 +131,21 @@ class ClientBeat(_Event):
     lag: list[float] = Field(description="How late each 10 ms heartbeat of this second was, seconds; the worst 20.")
     beats: int = Field(description="Heartbeats in this second.")
     cpu: float = Field(description="Share of one core used since the last beat.")
+    machine: float | None = Field(
+        default=None, description="Share of all cores that the processes of others used since then; null: unknown."
+    )
     in_flight: int
     worker: str = Field(default="", description="Which of several load processes.")
     added: list[float] = Field(
         default_factory=list, description="What the client added to chunks of the golden server, seconds; the worst 20."
     )
     calibrated: int = Field(default=0, description="Chunks of the golden server in this second.")
+    checked: int = Field(default=0, description="Those of them that a bound of the client's could be held against.")
+    uncovered: int = Field(default=0, description="Those read later than their bound says: any proves bounds wrong.")
+    uncovered_by: float = Field(default=0.0, description="By how much the worst of these, seconds.")
+    stalls: list[tuple[float, float]] = Field(
+        default_factory=list, description="When a heartbeat was due and how late it was, seconds; from 20 ms on."
+    )
 
 
 class LoadAborted(_Event):
@@ -153,6 +164,10 @@ class BaselineSamples(_Event):
     source: str = Field(description="The earlier run's folder or file.")
     selector: str = Field(description="metric{tags}, as a threshold of this run names it.")
     samples: list[float]
+    low: list[float] | None = Field(
+        default=None, description="As low as they may be in truth; null: they are what was measured."
+    )
+    high: list[float] | None = Field(default=None, description="As high as they may be in truth.")
 
 
 class LoadFinished(_Event):
@@ -161,6 +176,11 @@ class LoadFinished(_Event):
     type: Literal["load.finished"] = "load.finished"
     attempted: int
     aborted: str = Field(default="", description="Why it ended early, if it did.")
+    users_asked: int | None = Field(default=None, description="Of a load of users: how many there were to be.")
+    users: int | None = Field(default=None, description="How many of those ever began what they were to do.")
+    targets: dict[str, int] = Field(
+        default_factory=dict, description="Of a locustfile: requests by server; the load's own by its URL."
+    )
     lines: Lines = Field(default_factory=dict, description="What the load's writers had written before this line.")
 
 
@@ -176,6 +196,9 @@ class FaultEvent(_Event):
     state: Literal["started", "injected", "proven", "healed", "not_healed", "failed", "no_target"]
     detail: str = ""
     evidence: dict[str, Any] = Field(default_factory=dict)
+    uncertainty: float | None = Field(
+        default=None, description="Seconds by which it may have come to this state before that was seen; null: unknown."
+    )
 
 
 class AttackEvent(_Event):
@@ -202,17 +225,14 @@ class WorkloadStarted(_Event):
     asked: dict[str, Any] = Field(default_factory=dict, description="Of each pod: resources, claim, where it may go.")
 
 
-PodState = Literal[
-    "created", "refused", "waiting", "scheduled", "allocated",
-    "running", "succeeded", "failed", "lost", "printed", "silent",
-]  # fmt: skip
+PodState = Literal["created", "refused", "waiting", "scheduled", "allocated",
+                   "running", "succeeded", "failed", "lost", "printed", "silent"]  # fmt: skip
 
 
 class PodEvent(_Event):
     """Something became of a pod of a workload, as the API server told it; `t` of `created` is when it was sent.
 
-    `waiting`: the scheduler holds it back, in `message` why. `lost`: deleted by somebody else. `allocated`: the devices
-    of its claim. `printed` and `silent`: its log matched, or at the end still did not, what it has to print.
+    `waiting`: the scheduler holds it back. `lost`: deleted by others. `printed`, `silent`: its log matched, or did not.
     """
 
     type: Literal["pod"] = "pod"
@@ -347,28 +367,6 @@ class Timeline:
         self.close()
 
 
-class Follower:
-    """Reads a timeline that is being written: each call gives what was appended since, never half a line."""
-
-    def __init__(self, path: Path) -> None:
-        """Begin at the start of `path`."""
-        self._path = path
-        self._place = 0
-        self._number = 0
-
-    def read(self) -> Iterator[Event]:
-        """Yield the events that came since the last call; a broken line raises as in `read`."""
-        with self._path.open("rb") as file:
-            file.seek(self._place)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._number += 1
-                event = _parsed(line, self._path, self._number)
-                self._place += len(line)
-                yield event
-
-
 def wall_now() -> str:
     """UTC now, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -386,12 +384,13 @@ def read(path: Path) -> Iterator[Event]:
             if not line.endswith(b"\n"):
                 yield Note(t=last, level="warning", message=f"line {number} is cut off: the writer was killed there")
                 return
-            event = _parsed(line, path, number)
+            event = parsed(line, path, number)
             last = event.t
             yield event
 
 
-def _parsed(line: bytes, path: Path, number: int) -> Event:
+def parsed(line: bytes, path: Path, number: int) -> Event:
+    """One line of a timeline; ValueError names a broken one, and one of another grammar."""
     try:
         event = _ADAPTER.validate_json(line)
     except ValidationError as error:

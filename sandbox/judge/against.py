@@ -29,16 +29,17 @@ def against(
         return {**told, "observed": "no baseline", "reason": reason}
     from sandbox.judge import regression  # noqa: PLC0415 - scipy takes most of a second to import
 
-    now = metrics.samples(rec, selector, expression)
+    now, before = metrics.samples(rec, selector, expression), _samples(earlier)
     evidence = [f"baseline: run {earlier.run_id} ({earlier.source}), {len(earlier.samples)} samples"]
-    told |= {"samples": len(now), "evidence": evidence}
-    many = f"{len(now)} samples, and {len(earlier.samples)} of the baseline"
+    many_now = min(len(now.measured), len(now.low), len(now.high))
+    told |= {"samples": many_now, "evidence": evidence}
+    many = f"{many_now} samples, and {len(earlier.samples)} of the baseline"
     needed = samples_needed(threshold, expression)
-    if min(len(now), len(earlier.samples)) < needed:
+    if min(many_now, len(earlier.samples)) < needed:
         hint = "load for longer, or ask for a lower percentile"
         reason = f"{many}, say nothing about {expression.aggregation} (each needs {needed}); {hint}"
         return {**told, "reason": reason}
-    found = regression.compare(selector.metric, expression, now, earlier.samples, threshold.confidence)
+    found = regression.between(selector.metric, expression, now, before, threshold.confidence)
     if found is None:
         reason = "the baseline's figure is 0, and nothing is a share of it; give a bound in figures"
         return {**told, "reason": reason}
@@ -51,3 +52,10 @@ def against(
     }
     told |= {"observed": figure, "evidence": [*evidence, *found.evidence], "status": found.status}
     return {**told, "reason": reasons[found.status]}
+
+
+def _samples(earlier: BaselineSamples) -> metrics.Samples:
+    """Those of the earlier run; of an older timeline they are what was measured."""
+    if not earlier.low or not earlier.high:
+        return metrics.Samples.exactly(earlier.samples)
+    return metrics.Samples(earlier.samples, earlier.low, earlier.high)

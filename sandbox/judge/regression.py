@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from sandbox.metrics import Samples
 from sandbox.spec.results import Status
 from sandbox.spec.slo import METRICS, Expression
 
 _RESAMPLES = 2000
 _MOST = 5000  # samples of each run; of more, as many are drawn
 _SEED = 20231  # the same timeline is judged the same
+_DIGITS = 9  # a ratio of floats is not written down more exactly
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,16 @@ class Compared:
 def compare(
     metric: str, expression: Expression, now: Sequence[float], before: Sequence[float], confidence: float
 ) -> Compared | None:
+    """As `between`, of samples that are known exactly."""
+    return between(metric, expression, Samples.exactly(now), Samples.exactly(before), confidence)
+
+
+def between(metric: str, expression: Expression, now: Samples, before: Samples, confidence: float) -> Compared | None:
     """Hold this run's samples against an earlier run's; None where the earlier figure is 0 and nothing a share of it.
 
-    How many samples are enough is for the caller to ask: an interval of too few is too narrow.
+    The interval reaches from where this run's samples are as low as they may be and the earlier run's as high, to where
+    it is the other way round. How many samples are enough is for the caller to ask: an interval of too few is too
+    narrow.
 
     Args:
         metric: its name, which says whether it is a time or a share.
@@ -55,22 +64,35 @@ def compare(
         before: the earlier run's.
         confidence: of the interval, such as 0.95.
     """
-    new, old = np.asarray(now, dtype=float), np.asarray(before, dtype=float)
-    if METRICS[metric].kind == "trend":
+    new, old = np.asarray(now.measured, dtype=float), np.asarray(before.measured, dtype=float)
+    of_times = METRICS[metric].kind == "trend"
+    if of_times and float(_figure(expression)(old, axis=-1)) <= 0:
+        return None
+    evidence = [_ranks(new, old) if of_times else _counts(new, old)]
+
+    def change(now: Sequence[float], before: Sequence[float]) -> tuple[float, float, float]:
+        new, old = np.asarray(now, dtype=float), np.asarray(before, dtype=float)
+        if not of_times:
+            return _of_shares(new, old, confidence)
         if float(_figure(expression)(old, axis=-1)) <= 0:
-            return None
-        change, low, high = _of_times(expression, new, old, confidence)
-        evidence = [_ranks(new, old)]
-    else:
-        change, low, high = _of_shares(new, old, confidence)
-        evidence = [_counts(new, old)]
-    lower_is_better = expression.operator == "<="
-    allowed = expression.bound
-    if lower_is_better:
-        status: Status = "fail" if low > allowed else "pass" if high <= allowed else "invalid"
-    else:
-        status = "fail" if high < allowed else "pass" if low >= allowed else "invalid"
-    return Compared(status, change, low, high, evidence)
+            return math.inf, math.inf, math.inf
+        return _of_times(expression, new, old, confidence)
+
+    figure, low, high = change(now.measured, before.measured)
+    if now.uncertain or before.uncertain:
+        low = min(low, change(now.low, before.high)[1])
+        high = max(high, change(now.high, before.low)[2])
+    return Compared(_status(expression, low, high), figure, low, high, evidence)
+
+
+def _status(expression: Expression, low: float, high: float) -> Status:
+    """What is allowed lies beyond the interval, below it or in it."""
+    low, high, allowed = (
+        round(each, _DIGITS) if math.isfinite(each) else each for each in (low, high, expression.bound)
+    )
+    if expression.operator == "<=":
+        return "fail" if low > allowed else "pass" if high <= allowed else "invalid"
+    return "fail" if high < allowed else "pass" if low >= allowed else "invalid"
 
 
 def _of_times(expression: Expression, new: Any, old: Any, confidence: float) -> tuple[float, float, float]:

@@ -7,23 +7,15 @@ from collections.abc import Mapping, Sequence
 
 from sandbox import metrics
 from sandbox.judge.against import against
-from sandbox.judge.witnesses import shown, witnesses
-from sandbox.metrics import Record
+from sandbox.judge.offered import offered_checks
+from sandbox.judge.validity import shown_as_loosened, validity_of
+from sandbox.judge.witnesses import between, shown, witnesses
+from sandbox.metrics import Observed, Record
 from sandbox.spec.results import Check, Status
 from sandbox.spec.scenario import Scenario
-from sandbox.spec.slo import METRICS, OUTCOMES, Expression, Selector, Slo, Threshold, parse_expression, parse_selector
-from sandbox.timeline import BaselineSamples, Event, LoadAborted, LoadFinished, LoadStarted
+from sandbox.spec.slo import METRICS, Expression, Number, Selector, Threshold, parse_expression, parse_selector
+from sandbox.timeline import BaselineSamples, Event, LoadAborted, LoadFinished
 
-# Held against every run that has a load, unless the scenario's own `validity` names the metric.
-DEFAULT_VALIDITY: Slo = {
-    "client_lag": [Threshold(threshold="p(99)<=10ms")],
-    "client_added": [Threshold(threshold="p(99)<=5ms")],
-    "sched_lag": [Threshold(threshold="p(99)<=50ms", min_samples=1)],
-    "client_cpu": [Threshold(threshold="value<=0.95")],
-}
-_TIMES = frozenset(name for name, metric in METRICS.items() if metric.of == "requests" and metric.kind == "trend")
-_OF_OUTCOMES = frozenset({"good_request_fraction", *OUTCOMES})
-_FEW = 0.01
 _EVIDENCE_LINES = 8
 _EVIDENCE_OF_A_PASS = 3
 _LIGHTER = "lower the rate, share the load among more `workers.processes`, or run it where cores are free"
@@ -49,11 +41,10 @@ def threshold_checks(scenario: Scenario, timeline: Sequence[Event], rec: Record)
     aborted = next((event for event in timeline if isinstance(event, LoadAborted)), None)
     earlier = {event.selector: event for event in timeline if isinstance(event, BaselineSamples)}
     whole = finished is not None and not finished.aborted
-    defaults = _defaults(scenario, timeline, rec)
-    own = {parse_selector(text).metric for text in scenario.validity}
-    validity = {**{name: slo for name, slo in defaults.items() if name not in own}, **scenario.validity}
+    validity = validity_of(scenario, timeline, rec)
     checks: dict[bool, list[Check]] = {False: [], True: []}
-    unfit: list[str] = []
+    offered = offered_checks(scenario, timeline, rec)
+    unfit = [f"{each.title}: {each.observed}" for each in offered if each.status != "pass"]
     for is_validity, slo in ((True, validity), (False, scenario.slo)):
         for text, thresholds in slo.items():
             metric = parse_selector(text).metric
@@ -68,37 +59,13 @@ def threshold_checks(scenario: Scenario, timeline: Sequence[Event], rec: Record)
                     if each.status == "fail" and metric in _OF_THE_CLIENT
                 ]
                 found = [as_validity(each, metric) for each in found]
-                if metric in own:
-                    found = [_replacing(each, defaults.get(metric, [])) for each in found]
+                found = [shown_as_loosened(each, text, scenario) for each in found]
             if of_requests:
                 found = [_as_it_ended(each, aborted, whole=whole) for each in found]
                 found = [_as_the_client_was(each, unfit) for each in found]
             checks[is_validity] += found
-    of_the_load = (
-        [*_unanswered(scenario, rec), _client_check(finished, aborted, len(rec.table))] if scenario.load else []
-    )
+    of_the_load = [*offered, _client_check(finished, aborted, len(rec.table))] if scenario.load else []
     return [*checks[False], *checks[True], *of_the_load]
-
-
-def _defaults(scenario: Scenario, timeline: Sequence[Event], rec: Record) -> Slo:
-    """What holds for this load. A client that was to be calibrated and was not is no pass; older ones never were."""
-    if scenario.load is None:
-        return {}
-    asked = next((event.asked for event in timeline if isinstance(event, LoadStarted)), {})
-    left_out = set()
-    if not asked.get("calibrated") and not any(beat.calibrated for beat in rec.beats):
-        left_out.add("client_added")
-    if scenario.load.locustfile is not None:  # it has no schedule but its own
-        left_out.add("sched_lag")
-    return {name: slo for name, slo in DEFAULT_VALIDITY.items() if name not in left_out}
-
-
-def _replacing(check: Check, default: Sequence[Threshold]) -> Check:
-    """Say it where a scenario set its own bound in place of the default."""
-    if not default:
-        return check
-    line = f"the scenario's own bound, in place of {', '.join(each.threshold for each in default)}"
-    return check.model_copy(update={"evidence": [line, *check.evidence]})
 
 
 def check_threshold(
@@ -125,33 +92,76 @@ def check_threshold(
 
 
 def _held(rec: Record, selector: Selector, expression: Expression, threshold: Threshold) -> dict[str, object]:
-    """Return what a check says of it: this run's own figure."""
+    """Return what a check says of it: this run's own figure, and whether all that it can be in truth holds."""
     seen = metrics.observe(rec, selector, expression)
-    needed = threshold.min_samples or expression.samples_needed
-    status: Status = "pass"
-    reason = ""
-    observed = "no data" if seen.value is None else shown(seen.value, selector.metric, expression)
-    if seen.value is None:
-        status = "invalid"
-        reason = _NO_CLIENT if selector.metric.startswith("client_") else _NOTHING[METRICS[selector.metric].of]
-    elif seen.samples < needed:
-        status = "invalid"
-        reason = (
-            f"{seen.samples} samples say nothing about {expression.aggregation} (needs {needed}); "
-            "load for longer, ask for a lower percentile, or set minSamples"
-        )
-    elif math.isinf(seen.value) and (unseen := metrics.recovery_cut_off(rec, expression.bound)):
-        status, reason = "invalid", f"{unseen}: load for longer, or strike earlier"
-    elif not expression.holds(seen.value):
-        status, reason = "fail", f"{expression.aggregation} is {observed}, asked for {threshold.threshold}"
+    status, reason = _decided(rec, selector, expression, threshold, seen)
     most = _EVIDENCE_OF_A_PASS if status == "pass" else _EVIDENCE_LINES
     return {
         "status": status,
-        "observed": observed,
+        "observed": between(seen, selector.metric, expression) if _is_there(seen) else "no data",
+        "low": _finite(seen.low),
+        "high": _finite(seen.high),
         "samples": seen.samples,
         "reason": reason,
         "evidence": witnesses(rec, selector, most),
     }
+
+
+def _is_there(seen: Observed) -> bool:
+    """There is a figure, or at least something that it cannot be."""
+    return seen.value is not None or seen.low > 0
+
+
+def _finite(value: Number) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _decided(
+    rec: Record, selector: Selector, expression: Expression, threshold: Threshold, seen: Observed
+) -> tuple[Status, str]:
+    """The status of a figure, and why it is not `pass`."""
+    needed = threshold.min_samples or expression.samples_needed
+    if not _is_there(seen):
+        missing = _NO_CLIENT if selector.metric.startswith("client_") else _NOTHING[METRICS[selector.metric].of]
+        return "invalid", seen.why or missing
+    if seen.samples < needed:
+        few = f"{seen.samples} samples say nothing about {expression.aggregation} (needs {needed})"
+        more = f"; {seen.why}" if seen.why else ""
+        return "invalid", f"{few}; load for longer, ask for a lower percentile, or set minSamples{more}"
+    holds = expression.decided(seen.low, seen.high)
+    if holds:
+        return "pass", ""
+    if holds is None:
+        return "invalid", _cannot_tell(selector.metric, expression, threshold, seen)
+    figure = (
+        f"{expression.aggregation} is {between(seen, selector.metric, expression)}, asked for {threshold.threshold}"
+    )
+    if seen.low == seen.high:
+        return "fail", figure
+    end = "most" if expression.operator in {">=", ">"} else "least"
+    bound = shown(seen.high if end == "most" else seen.low, selector.metric, expression)
+    others = f"; other programs used {rec.machine:.0%} of the machine" if rec.machine is not None else ""
+    late = f" even if the client read late{others}" if METRICS[selector.metric].of == "requests" else f"; {seen.why}"
+    return "fail", f"{figure}: at the {end} it is {bound}{late}"
+
+
+def _cannot_tell(metric: str, expression: Expression, threshold: Threshold, seen: Observed) -> str:
+    """By how much it could not be told."""
+    low, high, bound = (shown(each, metric, expression) for each in (seen.low, seen.high, expression.exact))
+    lies = f"in truth {expression.aggregation} lies between {low} and {high}"
+    if math.isinf(seen.high):
+        told = f"{lies}, and {bound} lies in it"
+        if metric == "time_to_recover" and not seen.why:
+            told += ": users were not seen to be answered again; load for longer, or strike earlier"
+    else:
+        width, inside = (
+            shown(each, metric, expression) for each in (seen.high - seen.low, abs(expression.bound - seen.low))
+        )
+        told = f"{lies}, {width} apart, and the limit {bound} lies {inside} above the least of it"
+    why = seen.why or (
+        "" if math.isinf(seen.high) else "the load client may have read so late; give it more of the machine"
+    )
+    return f"cannot tell whether {threshold.threshold} holds: {told}{f'; {why}' if why else ''}"
 
 
 def as_validity(check: Check, metric: str) -> Check:
@@ -189,34 +199,6 @@ def _as_the_client_was(check: Check, unfit: Sequence[str]) -> Check:
         return check
     reason = f"{check.reason}, seen by a load client that was itself too slow to tell ({'; '.join(unfit)})"
     return check.model_copy(update={"status": "invalid", "reason": reason})
-
-
-def _unanswered(scenario: Scenario, rec: Record) -> list[Check]:
-    """Times are of requests that were answered: where many were not, and nothing is promised of those, they flatter."""
-    named = {parse_selector(text).metric for text in scenario.slo}
-    if not named & _TIMES or named & _OF_OUTCOMES:
-        return []
-    counts = {outcome: int(rec.table.ended(outcome).sum()) for outcome in OUTCOMES}
-    total = sum(counts.values())
-    lost = {outcome: count for outcome, count in counts.items() if count and outcome != "ok"}
-    share = sum(lost.values()) / total if total else 0.0
-    said = ", ".join(f"{count} {outcome}" for outcome, count in lost.items())
-    reason = (
-        f"{sum(lost.values())} of {total} requests have no time that counts ({said}), and no threshold looks at them; "
-        'promise a share too, such as `good_request_fraction: ["rate>=0.99"]`'
-    )
-    return [
-        Check(
-            id="validity/answered",
-            group="validity",
-            title="requests without an answer are few, or promised to be",
-            status="invalid" if share > _FEW else "pass",
-            observed=f"{share:.1%} were not answered{f': {said}' if said else ''}",
-            expected=f"at most {_FEW:.0%}, or a threshold on outcomes",
-            samples=total,
-            reason=reason if share > _FEW else "",
-        )
-    ]
 
 
 def _client_check(finished: LoadFinished | None, aborted: LoadAborted | None, recorded: int) -> Check:

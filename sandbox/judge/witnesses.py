@@ -8,8 +8,8 @@ import numpy as np
 
 from sandbox import metrics
 from sandbox.judge.workloads import witnesses as pod_witnesses
-from sandbox.metrics import Mask, Record
-from sandbox.spec.slo import METRICS, Expression, Selector
+from sandbox.metrics import Mask, Observed, Record
+from sandbox.spec.slo import METRICS, Expression, Number, Selector
 from sandbox.timeline import ClientBeat
 
 
@@ -78,14 +78,22 @@ def _seconds(rec: Record, metric: str, most: int) -> list[str]:
     ]
 
 
-def shown(value: float, metric: str, expression: Expression) -> str:
+def shown(value: Number, metric: str, expression: Expression) -> str:
     """A figure with its unit, as a person reads it."""
     known = METRICS[metric]
     if math.isinf(value):
-        return "never"
+        return "never" if metric == "time_to_recover" else "unlimited"
     if known.unit == "s" and expression.aggregation != "count":
-        return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
+        return f"{float(value) * 1000:.1f} ms" if value < 1 else f"{float(value):.2f} s"
     if known.kind == "rate" or expression.aggregation == "rate":
-        text = f"{value:.2%}"
-        return f"{value:.5%}" if text == "100.00%" and value < 1 else text
-    return f"{value:g}{' ' + known.unit if known.unit else ''}"
+        text = f"{float(value):.2%}"
+        return f"{float(value):.5%}" if text == "100.00%" and value < 1 else text
+    return f"{float(value):g}{' ' + known.unit if known.unit else ''}"
+
+
+def between(seen: Observed, metric: str, expression: Expression) -> str:
+    """A figure with what it can be in truth, where that is more than one: `140.2 ms (112.0 ms to 140.2 ms)`."""
+    low, high = (shown(each, metric, expression) for each in (seen.low, seen.high))
+    told = "no data" if seen.value is None else shown(seen.value, metric, expression)
+    known = seen.low == seen.high or low == high == told or (seen.value is not None and math.isinf(seen.value))
+    return told if known else f"{told} ({low} to {high})"

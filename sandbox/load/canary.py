@@ -12,10 +12,12 @@ import json
 from gevent.event import Event
 from gevent.pool import Group
 
-from sandbox.load.client import Client, Limits, resolve
+from sandbox.load.client import Client, resolve
 from sandbox.load.golden import MODEL
-from sandbox.load.green import read_green
-from sandbox.load.reply import Reply
+from sandbox.load.green import GreenTransport
+from sandbox.load.record import Known
+from sandbox.load.reply import UNKNOWN, Reply
+from sandbox.load.transport import Limits
 
 _STREAMS = 4  # times the golden server's 50 tokens a second: enough for a p99 after three seconds
 _LIMITS = Limits(30.0, 10.0)
@@ -30,8 +32,8 @@ class Canary:
 
     def __init__(self, url: str) -> None:
         """Make ready; `url` is a golden server's."""
-        self._client = Client(resolve(url), _LIMITS, reader=read_green)
-        self._late: list[float] = []
+        self._client = Client(resolve(url), _LIMITS, transport=GreenTransport())
+        self._known = Known()
         self._streams = Group()
 
     def fly(self, done: Event) -> None:
@@ -41,22 +43,33 @@ class Canary:
         done.wait()
         self._streams.kill()
 
-    def take(self) -> list[float]:
-        """How late each token was since the last call, in seconds."""
-        late, self._late = self._late, []
-        return late
+    def take(self) -> Known:
+        """What became of the tokens since the last call."""
+        known, self._known = self._known, Known()
+        return known
 
     def _one_after_another(self, done: Event) -> None:
         while not done.is_set():
             reply = self._client.exchange(_BODY, keep=True).reply
-            self._late += lateness(reply)
+            compare(reply, self._known)
             if reply.outcome != "ok":
                 done.wait(_PAUSE)
 
 
-def lateness(reply: Reply) -> list[float]:
-    """Seconds between a token's writing, which is its text, and its arrival; of a kept reply of a golden server."""
-    written = [int(text) for text in reply.text.split()]
-    if len(written) != len(reply.arrivals):
-        return []
-    return [(seen - sent) / 1e9 for seen, sent in zip(reply.arrivals, written, strict=True)]
+def compare(reply: Reply, known: Known) -> None:
+    """Hold a kept reply of a golden server against what its tokens say: when each was written.
+
+    A token came between the server's clock before and after it wrote it. One that was read later than its own bound
+    says after it surely had come proves that bounds are wrong. The last of a reply has nobody to say when it was
+    written, and one that the server could not hand over at once came nobody knows when.
+    """
+    stamps = [tuple(map(int, text.split("/"))) for text in reply.text.split()]
+    if len(stamps) != len(reply.arrivals):
+        return
+    known.late += [(seen - before) / 1e9 for seen, (before, _) in zip(reply.arrivals, stamps, strict=True)]
+    written = [after for _, after in stamps[1:]]
+    for seen, unsure, after in zip(reply.arrivals, reply.uncertainty, written, strict=False):
+        if after and unsure != UNKNOWN:
+            known.checked += 1
+            if seen - unsure > after:
+                known.uncovered.append((seen - unsure - after) / 1e9)

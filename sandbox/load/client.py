@@ -10,7 +10,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 from sandbox.errors import EnvironmentMissing, UsageError
 from sandbox.load.reply import Reply
+from sandbox.load.transport import Limits, Transport, Waits, left
 
 _PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
-PIECE = 65536
 _LISTENS_WITHIN = 1.0
 
 
@@ -100,54 +100,22 @@ def overridden(fields: Mapping[str, str], own: Mapping[str, str]) -> dict[str, s
     return {**{name: text for name, text in fields.items() if name.lower() not in names}, **own}
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Seconds a request may take in all, and a begun stream may be silent."""
-
-    total: float
-    idle: float
-
-
-Reader = Callable[[socket.socket, Reply, Limits, int], None]
-
-
-def read(connection: socket.socket, reply: Reply, limits: Limits, deadline: int) -> None:
-    """Read until the outcome stands, at the latest at clock reading `deadline`; never raises for what the peer does.
-
-    The clock is read right after each receive.
-    """
-    idle = int(limits.idle * 1e9)
-    now = time.monotonic_ns()
-    while not reply.outcome:
-        limit = min(deadline, now + idle) if reply.begun else deadline
-        connection.settimeout(max(0.001, (limit - now) / 1e9))
-        try:
-            data = connection.recv(PIECE)
-        except TimeoutError:
-            give_up(reply, limits, time.monotonic_ns(), silent=limit < deadline)
-            return
-        except OSError as error:
-            reply.closed(time.monotonic_ns(), f"broke ({error})")
-            return
-        now = time.monotonic_ns()
-        if data:
-            reply.feed(data, now)
-        else:
-            reply.closed(now, "closed")
-
-
-def give_up(reply: Reply, limits: Limits, now: int, *, silent: bool) -> None:
-    """End `reply` as a timeout: its stream was silent for too long, or all of it took too long."""
-    reply.gave_up(now, f"silent for {limits.idle:g} s" if silent else f"not done in {limits.total:g} s")
-
-
 @dataclass
 class Exchange:
-    """One request and its reply. `began`: when it was attempted, before connecting; `sent`: whether it went out."""
+    """One request and its reply. Times in nanoseconds.
+
+    Attributes:
+        began: when it was attempted, before connecting.
+        sent: it went out.
+        reply: what came back.
+        opening: until it was out, the time that was not surely spent on waiting for the peer: by so much could it have
+            been out sooner. None: nothing is known of any lateness, neither here nor in the reply.
+    """
 
     began: int
     sent: bool
     reply: Reply
+    opening: int | None = None
 
 
 class Client:
@@ -163,15 +131,20 @@ class Client:
         api_key: str = "",
         headers: dict[str, str] | None = None,
         keep_alive: bool = False,
-        reader: Reader | None = None,
+        allow_empty: bool = False,
+        transport: Transport | None = None,
     ) -> None:
-        """Make ready; `path` is `chat`, `completions` or `embeddings`; `headers` go out with every request."""
-        self._reader = reader or read
+        """Make ready; `path` is `chat`, `completions` or `embeddings`; `headers` go out with every request.
+
+        `allow_empty`: an answer that says nothing is one.
+        """
+        self._transport = transport or Transport()
         self._target = target
         self._limits = limits
         self._stream = stream
         self._embeddings = path == "embeddings"
         self._keep_alive = keep_alive
+        self._allow_empty = allow_empty
         self._idle: list[socket.socket] = []
         fields = {
             "Host": target.authority,
@@ -193,28 +166,31 @@ class Client:
         """
         name = f"\r\nX-Request-Id: {number}".encode() if number else b""
         message = b"%s%d%s\r\n\r\n%s" % (self._head, len(body), name, body)
-        reply = Reply(stream=self._stream, keep=keep, embeddings=self._embeddings)
+        reply = Reply(stream=self._stream, keep=keep, embeddings=self._embeddings, allow_empty=self._allow_empty)
         began = time.monotonic_ns()
         deadline = began + int(self._limits.total * 1e9)
         connection: socket.socket | None = None
-        sent = False
+        out: int | None = None
+        waits = Waits(began)
         try:
-            connection = self._connect(deadline)
-            connection.settimeout(max(0.001, (deadline - time.monotonic_ns()) / 1e9))
+            connection = self._connect(deadline, waits)
+            connection.settimeout(left(deadline))
+            waits.known = time.monotonic_ns()  # what is not asked for does not come
             connection.sendall(message)
-            sent = True
-            self._reader(connection, reply, self._limits, deadline)
-        except OSError as error:  # TimeoutError and ssl.SSLError are OSErrors; readers handle their own
-            why = "timed out" if isinstance(error, TimeoutError) else str(error)
-            reply.failed(
-                "connect_error", time.monotonic_ns(), f"could not {'send' if connection else 'connect'}: {why}"
-            )
+            out = time.monotonic_ns()
+            self._transport.read(connection, reply, self._limits, deadline, waits.known)
+        except OSError as error:  # TimeoutError and ssl.SSLError are OSErrors; transports handle their own
+            now = time.monotonic_ns()
+            timed_out = isinstance(error, TimeoutError)
+            why = f"could not {'send' if connection else 'connect'}: {'timed out' if timed_out else error}"
+            reply.failed("connect_error", now, why, now - (max(deadline, waits.known) if timed_out else waits.known))
         finally:
             if connection is not None:
                 self._put_away(connection, reply)
-        return Exchange(began, sent, reply)
+        opening = (out or reply.end or began) - began - waits.proven
+        return Exchange(began, out is not None, reply, None if self._transport.looked() is None else opening)
 
-    def _connect(self, deadline: int) -> socket.socket:
+    def _connect(self, deadline: int, waits: Waits) -> socket.socket:
         while self._idle:
             kept = self._idle.pop()
             if not select.select([kept], [], [], 0)[0]:  # readable while idle: the server has closed it
@@ -224,10 +200,12 @@ class Client:
         connection = socket.socket(family, socket.SOCK_STREAM)
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.settimeout(max(0.001, (deadline - time.monotonic_ns()) / 1e9))
-            connection.connect(address)
+            self._transport.connect(connection, address, deadline, waits)
             if self._target.tls is not None:
-                connection = self._target.tls.wrap_socket(connection, server_hostname=self._target.host)
+                connection = secured = self._target.tls.wrap_socket(
+                    connection, server_hostname=self._target.host, do_handshake_on_connect=False
+                )
+                self._transport.handshake(secured, deadline, waits)
         except BaseException:
             connection.close()
             raise

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,12 +75,18 @@ def beside(log: Path) -> GoldenSettings:
 
 @dataclass(frozen=True)
 class Served:
-    """One line of its log. Times in nanoseconds of CLOCK_MONOTONIC; `sent`: when each content chunk was written."""
+    """One line of its log. Times in nanoseconds of CLOCK_MONOTONIC.
+
+    Attributes:
+        sent: when each content chunk was about to be written.
+        written: when it had been written, and so was at the client's kernel; 0: it went into a buffer first.
+    """
 
     number: str
     kind: Kind
     received: int
     sent: list[int]
+    written: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,7 @@ class _Conversation(asyncio.Protocol):
         self._kind = self._server.next_kind()
         self._unlogged = True
         self._sent: list[int] = []
+        self._written: list[int] = []
 
     def _answer(self, request: str, headers: dict[str, str], asked: dict[str, Any]) -> None:
         self._begin_answer(headers)
@@ -210,7 +217,10 @@ class _Conversation(asyncio.Protocol):
         return before + b'" ', b'"' + behind
 
     def _token(self) -> None:
-        """One token, whose text is the clock's reading; each at its own time, so that lateness does not add up."""
+        """One token; each at its own time, so that lateness does not add up.
+
+        Its text is the clock's reading before it is written, and after the one before it had been: `1200/1100`.
+        """
         self._waiting = None
         settings = self._server.settings
         count = len(self._sent)
@@ -221,8 +231,9 @@ class _Conversation(asyncio.Protocol):
         else:
             now = time.monotonic_ns()
             self._sent.append(now)
-            event = b"%s%d%s" % (self._before, now, self._behind)
+            event = b"%s%d/%d%s" % (self._before, now, self._written[-1] if self._written else 0, self._behind)
             self._write(b"%x\r\n%s\r\n" % (len(event), event))
+            self._written.append(0 if self._transport.get_write_buffer_size() else time.monotonic_ns())
             self._due += settings.gap
             self._waiting = self._loop.call_at(self._due, self._token)
 
@@ -291,7 +302,7 @@ class _Conversation(asyncio.Protocol):
 
     def _log(self) -> None:
         if self._unlogged:
-            self._server.log(Served(self._number, self._kind, self._begin, self._sent))
+            self._server.log(Served(self._number, self._kind, self._begin, self._sent, self._written))
             self._unlogged = False
 
 

@@ -16,7 +16,8 @@ from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 from requests import exceptions as requests
 from urllib3 import exceptions as urllib3
 
-from sandbox.load.reply import BLOCKED_CODES, BLOCKED_HEADER
+from sandbox.load.event import BLOCKED_CODES
+from sandbox.load.reply import BLOCKED_HEADER
 
 _FAILS_FROM = 400
 _EXCERPT = 300

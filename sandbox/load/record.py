@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 from sandbox.load.client import Exchange
 from sandbox.load.plan import LoadPlan
+from sandbox.load.reply import UNKNOWN
+from sandbox.load.targets import Targets
 from sandbox.timeline import ClientBeat, Lines, LoadFinished, LoadStarted, Note, Request, Timeline
 
 BEAT_NS = 10_000_000
 _BEATS = 100
 _WORST = 20
+_STALL_NS = 20_000_000
+_STEPS = 100_000  # a second
+_STEP = 10_000  # nanoseconds; a bound is written in full hundredths of a millisecond, never less than it was
 
 
 class Recorder:
@@ -21,11 +27,15 @@ class Recorder:
 
     Attributes:
         attempted: requests written so far, dropped ones included.
+        users: how many users began what they were to do; None where no users were asked for.
+        targets: requests of a locustfile, by server.
     """
 
     def __init__(self, plan: LoadPlan, worker: str = "") -> None:
         """Open the run's timeline; `worker`: which of several load processes this is."""
         self.attempted = 0
+        self.users = None if plan.locustfile is None and plan.arrivals.users is None else 0
+        self.targets = Targets(plan.url)
         self.worker = worker
         self._plan = plan
         self._timeline = Timeline(plan.timeline, plan.epoch_ns, f"load {worker}" if worker else "load")
@@ -46,11 +56,18 @@ class Recorder:
         """Write what became of one request of a share and return it."""
         return self.exchanged(scheduled, exchange, self._numbered(number, share))
 
-    def exchanged(self, scheduled: int, exchange: Exchange, tags: dict[str, str]) -> Request:
-        """Write what became of one request, with every time our client knows, and return it."""
+    def exchanged(
+        self,
+        scheduled: int,
+        exchange: Exchange,
+        tags: dict[str, str],
+        write: Callable[[Request], Request] | None = None,
+    ) -> Request:
+        """Write what became of one request, with every time our client knows, and return it; `write`: not ours."""
         reply = exchange.reply
         times = reply.arrivals
-        return self.write(
+        unsure = None if exchange.opening is None else [-(-each // _STEP) / _STEPS for each in reply.uncertainty]
+        return (write or self.write)(
             Request(
                 t=self._seconds(time.monotonic_ns() if reply.end is None else reply.end),
                 scheduled=self._seconds(scheduled),
@@ -61,6 +78,10 @@ class Recorder:
                 tokens=reply.tokens,
                 prompt_tokens=reply.prompt_tokens,
                 gaps=[(after - before) / 1e9 for before, after in pairwise(times)],
+                connect_uncertainty=None if exchange.opening is None else _bound(exchange.opening),
+                uncertainty=unsure,
+                end_uncertainty=None if reply.end_uncertainty == UNKNOWN else _bound(reply.end_uncertainty),
+                content_bytes=reply.content_bytes,
                 outcome=reply.outcome,
                 status=reply.status,
                 detail=reply.detail,
@@ -87,19 +108,29 @@ class Recorder:
         """Write a second of the client's own pulse."""
         self._timeline.append(event)
 
-    def finished(self, aborted: str, left_out: int, lines: Lines | None = None) -> None:
+    def finished(self, aborted: str, left_out: int, lines: Lines | None = None, users_asked: int | None = None) -> None:
         """Write the end.
 
         Args:
             aborted: why it came early; empty: it did not.
             left_out: requests that were cut by our own stop: no failure of the server's, so not counted.
             lines: what other processes of this load have written.
+            users_asked: of a load of users, how many there were to be.
         """
         now = self._timeline.now()
         if left_out:
             self.remark(f"{left_out} requests in flight were cut by the early stop and are not counted")
-        told = LoadFinished(t=now, attempted=self.attempted, aborted=aborted, lines={**self.lines, **(lines or {})})
-        self._timeline.append(told)
+        self._timeline.append(
+            LoadFinished(
+                t=now,
+                attempted=self.attempted,
+                aborted=aborted,
+                users_asked=users_asked,
+                users=self.users,
+                targets=dict(self.targets.counts),
+                lines={**self.lines, **(lines or {})},
+            )
+        )
 
     @property
     def lines(self) -> Lines:
@@ -116,6 +147,10 @@ class Recorder:
         self.attempted += 1
         return event
 
+    def user_came(self) -> None:
+        """Count a user that began what it was to do."""
+        self.users = (self.users or 0) + 1
+
     def now(self) -> float:
         """Seconds since the run began."""
         return self._timeline.now()
@@ -128,26 +163,42 @@ class Recorder:
         return {**tags, "number": number} if self._plan.number_requests else tags
 
 
+@dataclass
+class Known:
+    """Tokens of known send time, and what the client made of them.
+
+    Attributes:
+        late: how late each was read, in seconds: never later than that, for the server itself was late too.
+        checked: how many have a bound of the client's and one of the server's to hold it against.
+        uncovered: of those read later than their bound says, by how much, in seconds.
+    """
+
+    late: list[float] = field(default_factory=list)
+    checked: int = 0
+    uncovered: list[float] = field(default_factory=list)
+
+
 class Pulse:
     """How late this process is with what it wanted to do every 10 ms.
 
     A stall of 50 ms is five late beats, not one: the beats that a stall swallowed are counted as late as they were.
     """
 
-    def __init__(
-        self, recorder: Recorder, in_flight: Callable[[], int], late: Callable[[], list[float]] = list
-    ) -> None:
-        """Begin to beat. `late`: what the client added to tokens of the golden server since it was last asked."""
+    def __init__(self, recorder: Recorder, in_flight: Callable[[], int], known: Callable[[], Known] = Known) -> None:
+        """Begin to beat. `known`: what became of tokens of the golden server since it was last asked."""
         self._recorder = recorder
         self._in_flight = in_flight
-        self._late = late
+        self._known = known
         self._lags: list[float] = []
+        self._stalls: list[tuple[float, float]] = []
         self._wall = time.monotonic_ns()
         self._cpu = time.process_time_ns()
         self.due = self._wall + BEAT_NS
 
     def beat(self, now: int) -> None:
         """Count every beat that was due by clock reading `now`; write a second when it is full."""
+        if now - self.due >= _STALL_NS:
+            self._stalls.append((self._recorder.now() - (now - self.due) / 1e9, (now - self.due) / 1e9))
         while self.due <= now:
             self._lags.append((now - self.due) / 1e9)
             self.due += BEAT_NS
@@ -160,7 +211,7 @@ class Pulse:
             return
         wall, cpu = time.monotonic_ns(), time.process_time_ns()
         share = (cpu - self._cpu) / max(1, wall - self._wall)
-        added = self._late()
+        known = self._known()
         self._recorder.beat(
             ClientBeat(
                 t=self._recorder.now(),
@@ -169,12 +220,22 @@ class Pulse:
                 cpu=share,
                 in_flight=self._in_flight(),
                 worker=self._recorder.worker,
-                added=_worst(added),
-                calibrated=len(added),
+                added=_worst(known.late),
+                calibrated=len(known.late),
+                checked=known.checked,
+                uncovered=len(known.uncovered),
+                uncovered_by=max(known.uncovered, default=0.0),
+                stalls=self._stalls,
             )
         )
         self._lags.clear()
+        self._stalls = []
         self._wall, self._cpu = wall, cpu
+
+
+def _bound(nanoseconds: int) -> float:
+    """Seconds, rounded up."""
+    return -(-nanoseconds // _STEP) / _STEPS
 
 
 def _worst(values: list[float]) -> list[float]:

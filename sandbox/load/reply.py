@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from array import array
 from typing import Any
 
+from sandbox.load.event import first_choice, is_blocked, is_error, json_object, size_of_text, tool_calls
 from sandbox.load.sse import EventStream
 from sandbox.load.wire import HttpReply, ProtocolError
-from sandbox.timeline import EMPTY
+from sandbox.timeline import EMPTY, EMPTY_ALLOWED
 
+UNKNOWN = -1  # nanoseconds by which something may have come before it was read
 BLOCKED_REASONS = frozenset({"content_filter", "guardrail_intervened"})
 FAILED_REASONS = frozenset({"abort", "aborted", "cancelled", "canceled", "error"})  # of vLLM, SGLang and routers
-BLOCKED_CODES = frozenset({"content_filter", "content_policy_violation", "guardrail_violation"})
 BLOCKED_HEADER = "x-guardrail-blocked"
 _SERVER_HEADERS = ("x-inference-pod", "x-served-by", "x-pod-name")
-_TEXT_KEYS = ("content", "reasoning_content", "reasoning", "text")
 _ANSWER_KEYS = frozenset({"content", "text"})
 _TEXT = re.compile(rb'"(content|reasoning_content|reasoning|text)"\s*:\s*"')
 _PLAIN_TEXT = re.compile(rb'[^"\\\x00-\x1f]*')  # of a JSON string, standing for itself
@@ -31,21 +30,29 @@ class Reply:
 
     Attributes:
         outcome: empty while under way; then one of `sandbox.spec.slo.OUTCOMES`, and it never changes again.
-        detail: why, for every outcome but ok; of an answer that is whole and says nothing, that.
+        detail: why, for every outcome but ok; of an answer that may say nothing and does, that.
         arrivals: when each content chunk was received.
+        uncertainty: by how much each of them may have come sooner, or UNKNOWN.
         end: the last byte that counted, or when waiting for it was given up.
+        end_uncertainty: the same of the end.
+        content_bytes: UTF-8 bytes of all text that came as content, reasoning or tool calls, of every choice.
         tokens: usage.completion_tokens, where the server sent it.
         prompt_tokens: usage.prompt_tokens, where the server sent it.
         received: bytes in all.
         tool_calls: those asked for, whole, where they were to be kept.
     """
 
-    def __init__(self, *, stream: bool, keep: bool = False, embeddings: bool = False) -> None:
-        """Make ready. `keep`: text and tool calls are wanted, not only when they came."""
+    def __init__(
+        self, *, stream: bool, keep: bool = False, embeddings: bool = False, allow_empty: bool = False
+    ) -> None:
+        """Make ready. `keep`: text and tool calls are wanted, not only when they came; `allow_empty`: or nothing."""
         self.outcome = ""
         self.detail = ""
         self.arrivals: array[int] = array("q")
+        self.uncertainty: array[int] = array("q")
         self.end: int | None = None
+        self.end_uncertainty = UNKNOWN
+        self.content_bytes = 0
         self.tokens: int | None = None
         self.prompt_tokens: int | None = None
         self.received = 0
@@ -53,6 +60,7 @@ class Reply:
         self._stream = stream
         self._keep = keep
         self._embeddings = embeddings
+        self._allow_empty = allow_empty
         self._pieces: list[str] = []
         self._http = HttpReply()
         self._events = EventStream()
@@ -61,6 +69,9 @@ class Reply:
         self._reason = ""
         self._said = False
         self._done_at: int | None = None
+        self._done_unsure = UNKNOWN
+        self._unsure = UNKNOWN
+        self._besides = 0
         self._before = b"\x00"  # no payload starts with it: nothing is learnt yet
         self._behind = b""
         self._key = ""
@@ -86,16 +97,17 @@ class Reply:
     @property
     def reusable(self) -> bool:
         """The connection may carry another request."""
-        return self._http.reusable and self.outcome in ("ok", "http_error", "guardrail_blocked")
+        return self._http.reusable and self.outcome in ("ok", "empty", "http_error", "guardrail_blocked")
 
     @property
     def server(self) -> str:
         """Who answered, where the server says so."""
         return next((self._http.headers[name] for name in _SERVER_HEADERS if name in self._http.headers), "")
 
-    def feed(self, data: bytes, now: int) -> bool:
-        """Take what was received at `now`. True: the outcome stands, stop reading."""
+    def feed(self, data: bytes, now: int, unsure: int = UNKNOWN) -> bool:
+        """Take what was received at `now`, up to `unsure` sooner. True: the outcome stands, stop reading."""
         self.received += len(data)
+        self._unsure = unsure
         if self._between and not (data := self._known(data, now)):
             return False
         try:
@@ -131,6 +143,8 @@ class Reply:
                 if not self._heard(said):
                     break
                 self.arrivals.append(now)
+                self.uncertainty.append(self._unsure)
+                self.content_bytes += len(said) + self._besides
             place = end
         return data[place:]
 
@@ -144,25 +158,31 @@ class Reply:
             return False
         return True
 
-    def closed(self, now: int, how: str) -> None:
-        """The peer closed (`how`: in words) at `now`. Only a body without an announced end may end so."""
+    def closed(self, now: int, how: str, unsure: int = UNKNOWN) -> None:
+        """The peer closed (`how`: in words) at `now`, up to `unsure` sooner.
+
+        Only a body without an announced end may end so.
+        """
+        self._unsure = unsure
         if how == "closed":
             self._http.eof()
             if self._http.complete and not self.outcome:
                 self._complete(now)
         self._gone(now, "truncated", f"connection {how} {self._so_far()}")
 
-    def gave_up(self, now: int, why: str) -> None:
-        """Waiting ended at `now`, for `why`."""
+    def gave_up(self, now: int, why: str, unsure: int = UNKNOWN) -> None:
+        """Waiting ended at `now`, for `why`; it should have ended up to `unsure` sooner."""
+        self._unsure = unsure
         self._gone(now, "timeout", f"{why} {self._so_far()}")
 
-    def failed(self, outcome: str, now: int, why: str) -> None:
-        """The request could not be made."""
+    def failed(self, outcome: str, now: int, why: str, unsure: int = UNKNOWN) -> None:
+        """The request could not be made, as was known at `now`, and was true up to `unsure` sooner."""
+        self._unsure = unsure
         self._settle(outcome, now, why)
 
     def _gone(self, now: int, outcome: str, detail: str) -> None:
         if self._done_at is not None:  # all of the answer was there; only the connection's end went missing
-            self._finished(self._done_at)
+            self._finished(now)
         elif self.status not in (None, 200):  # the head has said it; its missing explanation changes nothing
             self._complete(now)
         else:
@@ -176,6 +196,7 @@ class Reply:
     def _settle(self, outcome: str, now: int, detail: str = "") -> None:
         if not self.outcome:
             self.outcome, self.end, self.detail = outcome, now, detail[:_EXCERPT]
+            self.end_uncertainty = self._unsure
 
     def _take(self, body: bytes, now: int) -> None:
         if not self._is_events:
@@ -194,33 +215,42 @@ class Reply:
             text = payload[len(self._before) : len(payload) - len(self._behind)]
             if _PLAIN_WHOLE(text) and self._heard(text):  # as the event before, but for the text of its content
                 if text:
-                    self.arrivals.append(now)
+                    self._came(now, len(text) + self._besides)
                 return
         if payload == b"[DONE]":
-            self._done_at = now if self._done_at is None else self._done_at
+            if self._done_at is None:
+                self._done_at, self._done_unsure = now, self._unsure
         elif self._done_at is None:
             self._unknown(payload, now)
 
     def _unknown(self, payload: bytes, now: int) -> None:
-        event = _json_object(payload)
+        event = json_object(payload)
         if event is None:
             self._settle("inband_error", now, f"malformed event: {_excerpt(payload)}")
             return
-        if _is_error(event):
+        if is_error(event):
             self._error(event, payload, now)
             return
-        key, text, reason = _first_choice(event)
-        calls = _tool_calls(event)
+        key, text, reason = first_choice(event)
+        calls = tool_calls(event)
+        size = size_of_text(event)
         if text or calls:
-            self.arrivals.append(now)
+            self._came(now, size)
+        else:
+            self.content_bytes += size
         if self._keep:
             self._keep_text(key, text)
             self._keep_calls(calls)
         if reason:
             self._reason = reason
         elif text and not event.get("usage"):
-            self._learn(payload, key, text)
+            self._learn(payload, key, text, size)
         self._usage(event)
+
+    def _came(self, now: int, size: int) -> None:
+        self.arrivals.append(now)
+        self.uncertainty.append(self._unsure)
+        self.content_bytes += size
 
     def _keep_text(self, key: str, text: str) -> None:
         if key in _ANSWER_KEYS:
@@ -238,8 +268,11 @@ class Reply:
                 place = len(self.tool_calls) - 1
             self.tool_calls[place]["function"]["arguments"] += str(said.get("arguments") or "")
 
-    def _learn(self, payload: bytes, key: str, text: str) -> None:
-        """Remember what surrounds the text, so that the next event need not be parsed to be understood."""
+    def _learn(self, payload: bytes, key: str, text: str, size: int) -> None:
+        """Remember what surrounds the text, so that the next event need not be parsed to be understood.
+
+        `size`: bytes of all text in it; what is not that of the key surrounds it in every such event.
+        """
         found = [match for match in _TEXT.finditer(payload) if match[1].decode() == key]
         if len(found) != 1:
             return
@@ -247,6 +280,7 @@ class Reply:
         end = payload.find(b'"', start)
         if payload[start:end] == text.encode():
             self._key = key
+            self._besides = size - (end - start)
             self._before, self._behind = payload[:start], payload[end:]
             self._shortest = len(self._before) + len(self._behind)
             self._wire = b"data: " + self._before, self._behind + b"\n\n\r\n"
@@ -259,14 +293,14 @@ class Reply:
         self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
 
     def _error(self, event: dict[str, Any], payload: bytes, now: int) -> None:
-        blocked = _blocked(event)
+        blocked = is_blocked(event)
         self._settle("guardrail_blocked" if blocked else "inband_error", now, _excerpt(payload))
 
     def _complete(self, now: int) -> None:
         """The body's announced end was reached."""
         status = self._http.status
         if status != 200:  # noqa: PLR2004 - OpenAI's endpoints answer 200 or an error; redirects are not followed
-            blocked = BLOCKED_HEADER in self._http.headers or _blocked(_json_object(bytes(self._body)) or {})
+            blocked = BLOCKED_HEADER in self._http.headers or is_blocked(json_object(bytes(self._body)) or {})
             self._settle("guardrail_blocked" if blocked else "http_error", now, _excerpt(bytes(self._body)))
         elif not self._stream:
             self._whole(now)
@@ -279,16 +313,17 @@ class Reply:
             self._settle("inband_error", now, f"asked for a stream, got {kind}: {_excerpt(bytes(self._body))}")
 
     def _whole(self, now: int) -> None:
-        event = _json_object(bytes(self._body))
-        if event is None or _is_error(event):
+        event = json_object(bytes(self._body))
+        if event is None or is_error(event):
             self._error(event or {}, bytes(self._body), now)
             return
         self._usage(event)
         if self._embeddings:
             self._vectors(event, now)
             return
-        key, text, self._reason = _first_choice(event)
-        calls = _tool_calls(event)
+        key, text, self._reason = first_choice(event)
+        calls = tool_calls(event)
+        self.content_bytes = size_of_text(event)
         self._said = bool(text or calls)
         if self._keep:
             self._keep_text(key, text)
@@ -306,15 +341,19 @@ class Reply:
 
     def _finished(self, now: int) -> None:
         """Everything came; was it an answer?"""
-        at = now if self._done_at is None else self._done_at
+        at = now
+        if self._done_at is not None:
+            at, self._unsure = self._done_at, self._done_unsure
         if not self._reason:
             self._settle("truncated", at, f"ended without a finish_reason {self._so_far()}")
         elif self._reason in BLOCKED_REASONS or BLOCKED_HEADER in self._http.headers:
             self._settle("guardrail_blocked", at, f"finish_reason {self._reason}")
         elif self._reason in FAILED_REASONS:
             self._settle("inband_error", at, f"finish_reason {self._reason}")
+        elif self.arrivals or self._said:
+            self._settle("ok", at)
         else:
-            self._settle("ok", at, "" if self.arrivals or self._said else EMPTY)
+            self._settle(*(("ok", at, EMPTY_ALLOWED) if self._allow_empty else ("empty", at, EMPTY)))
 
 
 def _count(value: Any, otherwise: int | None) -> int | None:
@@ -327,45 +366,6 @@ def _is_utf8(text: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _json_object(data: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _is_error(event: dict[str, Any]) -> bool:
-    return bool(event.get("error")) or event.get("object") == "error"
-
-
-def _blocked(event: dict[str, Any]) -> bool:
-    error = event.get("error", event)
-    return isinstance(error, dict) and any(str(error.get(key)) in BLOCKED_CODES for key in ("code", "type"))
-
-
-def _first_choice(event: dict[str, Any]) -> tuple[str, str, str]:
-    """Key and text of the first choice's content, and its finish_reason; empty where there is none."""
-    choices = event.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    holder = choice.get("delta") or choice.get("message") or choice
-    reason = choice.get("finish_reason")
-    for key in _TEXT_KEYS:
-        text = holder.get(key) if isinstance(holder, dict) else None
-        if isinstance(text, str) and text:
-            return key, text, reason if isinstance(reason, str) else ""
-    return "", "", reason if isinstance(reason, str) else ""
-
-
-def _tool_calls(event: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tool calls, or pieces of them, of the first choice."""
-    choices = event.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    holder = choice.get("delta") or choice.get("message")
-    calls = holder.get("tool_calls") if isinstance(holder, dict) else None
-    return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
 
 
 def _excerpt(data: bytes) -> str:

@@ -23,13 +23,14 @@ from locust.runners import Runner
 
 from sandbox.load.arrivals import schedule
 from sandbox.load.canary import Canary
-from sandbox.load.client import Client, Limits, resolve
-from sandbox.load.green import read_green
+from sandbox.load.client import Client, resolve
+from sandbox.load.green import GreenTransport
 from sandbox.load.keys import filled
 from sandbox.load.outcome import RequestFailed
 from sandbox.load.plan import LoadPlan, PlannedShare
-from sandbox.load.record import Pulse, Recorder
+from sandbox.load.record import Known, Pulse, Recorder
 from sandbox.load.traffic import Answer, Conversation, Traffic, Turn
+from sandbox.load.transport import Limits
 
 _AFTER_FAILURE = 0.1
 _ANSWERED = ("ok", "guardrail_blocked")
@@ -48,7 +49,7 @@ class Playing(ABC):
         crashed: what broke this client itself, if something did.
         aborted: why the load was ended early; empty: it was not.
         left_out: requests in flight that an early stop cut; not counted as requests. Of a locustfile only its users
-            know what they had in flight: a note says how many users were ended.
+            know what they had in flight: each that had to be ended counts as one.
     """
 
     def __init__(self, plan: LoadPlan, recorder: Recorder) -> None:
@@ -125,7 +126,8 @@ class Session(Playing):
             api_key=os.environ.get(share.api_key_env, "") if share.api_key_env else "",
             headers=filled(share.headers),
             keep_alive=self.plan.keep_alive,
-            reader=read_green,
+            allow_empty=share.profile.allow_empty,
+            transport=GreenTransport(),
         )
 
     def start(self, t0: int, first_user: int = 0) -> None:
@@ -167,6 +169,8 @@ class Session(Playing):
         end = self.t0 + int(self.plan.duration * 1e9)
         dice = random.Random(f"think/{arrivals.seed}/{user}")  # noqa: S311 - reproducible, nothing secret
         self._until(min(end, self.t0 + (int(user / arrivals.spawn_rate * 1e9) if arrivals.spawn_rate else 0)))
+        if time.monotonic_ns() < end and not self.over.is_set():
+            self.recorder.user_came()
         while time.monotonic_ns() < end and not self.over.is_set():
             number = next(self._numbers)
             share, conversation = self._traffic.begin(number)
@@ -307,7 +311,7 @@ def beat(plan: LoadPlan, recorder: Recorder, in_flight: Callable[[], int], done:
     """Write this process's pulse until `done`; streams of the golden server fly along where the plan names one."""
     canary = Canary(plan.golden) if plan.golden else None
     flight = gevent.spawn(canary.fly, done) if canary else None
-    pulse = Pulse(recorder, in_flight, canary.take if canary else list)
+    pulse = Pulse(recorder, in_flight, canary.take if canary else Known)
     while not done.is_set():
         gevent.sleep(max(0.0, (pulse.due - time.monotonic_ns()) / 1e9))
         pulse.beat(time.monotonic_ns())

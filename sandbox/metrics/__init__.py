@@ -6,31 +6,33 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
-from sandbox.metrics import placing
+from sandbox.metrics import interval, placing, recovery
 from sandbox.metrics import pods as pods_
 from sandbox.metrics.history import FaultWindow, Record, record
+from sandbox.metrics.interval import Observed, Seconds, aggregate
 from sandbox.metrics.pods import Pods
-from sandbox.metrics.recovery import recovery_cut_off, time_to_recover
-from sandbox.metrics.table import Floats, Mask, Table
+from sandbox.metrics.recovery import SLACK, time_to_recover
+from sandbox.metrics.table import Floats, Mask, Perhaps, Rules, Table
 from sandbox.spec.slo import METRICS, OUTCOMES, WHOLE_RUN, Expression, Selector
 from sandbox.timeline import ClientBeat
 
 __all__ = [
+    "SLACK",
     "FaultWindow",
     "Floats",
     "Mask",
     "Observed",
     "Record",
+    "Rules",
+    "Samples",
     "Table",
     "aggregate",
     "observe",
     "rate",
     "record",
-    "recovery_cut_off",
     "samples",
     "select",
     "span",
@@ -45,24 +47,52 @@ def select(rec: Record, selector: Selector) -> Mask:
     return chosen & rec.table.in_phase(selector.tags["phase"], rec.windows) if "phase" in selector.tags else chosen
 
 
-def samples(rec: Record, selector: Selector, expression: Expression) -> list[float]:
-    """What two runs are compared by: the samples of a time, or a 1 or 0 for each request of a share."""
-    chosen = select(rec, selector)
-    if selector.metric == "good_request_fraction":
-        found = rec.table.good(rec.limits)[chosen].astype(float)
-    elif METRICS[selector.metric].kind == "count" and expression.aggregation == "rate":
-        found = rec.table.ended(selector.metric)[chosen].astype(float)
-    else:
-        found = rec.table.samples(selector.metric, chosen)
-    return [float(each) for each in found]
+def perhaps(rec: Record, selector: Selector) -> Perhaps:
+    """Which requests they name surely and possibly: near an edge of a phase it may be the one or the other."""
+    tags = {key: value for key, value in selector.tags.items() if key != "phase"}
+    chosen = rec.table.tagged(tags)
+    if "phase" not in selector.tags:
+        return Perhaps(chosen, chosen)
+    return Perhaps(chosen, chosen) & rec.table.perhaps_in_phase(selector.tags["phase"], rec.windows, rec.heal_late)
 
 
 @dataclass(frozen=True)
-class Observed:
-    """One figure. `value` None: there is nothing to say it of."""
+class Samples:
+    """What two runs are compared by: the samples of a time, or a 1 or 0 for each request of a share.
 
-    value: float | None
-    samples: int
+    `measured`, and each as low and as high as it may be in truth.
+    """
+
+    measured: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+    @classmethod
+    def exactly(cls, measured: Sequence[float]) -> Samples:
+        """Nothing is uncertain about them."""
+        return cls(measured, measured, measured)
+
+    @property
+    def uncertain(self) -> bool:
+        """They may be others in truth."""
+        return self.low is not self.measured or self.high is not self.measured
+
+
+def samples(rec: Record, selector: Selector, expression: Expression) -> Samples:
+    """Return a selector's samples. Of a share the requests that may count or not do so where it is worst."""
+    chosen, may = select(rec, selector), perhaps(rec, selector)
+    table, of_outcome = rec.table, METRICS[selector.metric].kind == "count" and expression.aggregation == "rate"
+    if selector.metric == "good_request_fraction" or of_outcome:
+        is_so = table.good(rec.limits) if not of_outcome else table.ended(selector.metric)
+        so = table.perhaps_good(rec.limits) if not of_outcome else table.perhaps_ended(selector.metric)
+        low, high = interval.ones(may, so)
+        return _samples(is_so[chosen].astype(float).tolist(), low, high)
+    lower, upper = interval.ends(table, selector.metric, may)
+    return _samples(table.samples(selector.metric, chosen).tolist(), lower.tolist(), upper.tolist())
+
+
+def _samples(measured: list[float], low: list[float], high: list[float]) -> Samples:
+    return Samples.exactly(measured) if measured == low == high else Samples(measured, low, high)
 
 
 _FOR_EVER, _MANY = 1e15, 1e5  # seconds; more pods than there can be
@@ -84,24 +114,30 @@ def observe(rec: Record, selector: Selector, expression: Expression) -> Observed
 
 def _of_the_run(rec: Record, name: str, expression: Expression) -> Observed:
     if name == "time_to_recover":
-        return Observed(time_to_recover(rec), len(rec.table))
+        return recovery.recovery(rec)
     if name == "client_cpu":  # of the busiest process, at its busiest second
-        return Observed(max((beat.cpu for beat in rec.beats), default=None), len(rec.beats))
+        return Observed.exactly(max((beat.cpu for beat in rec.beats), default=None), len(rec.beats))
     return _worst_known(map(_OF_BEATS[name], rec.beats), expression)
 
 
 def _of_requests(rec: Record, selector: Selector, expression: Expression) -> Observed:
-    name = selector.metric
-    chosen = select(rec, selector)
-    many = int(chosen.sum())
-    if name == "requests" or name in OUTCOMES:
-        return _count(rec.table, chosen, name, expression)
+    name, table = selector.metric, rec.table
+    chosen, may = select(rec, selector), perhaps(rec, selector)
     if METRICS[name].kind == "trend":
-        values = rec.table.samples(name, chosen)
-        return Observed(aggregate(values, expression), len(values))
+        return interval.trend(rec, name, chosen, may, expression)
+    if METRICS[name].kind == "value":
+        return interval.pace(rec, name, chosen, may, _seconds(rec, selector.tags.get("phase")))
+    every = np.ones(len(table), dtype=bool)
+    is_so, so = every, Perhaps(every, every)
     if name == "good_request_fraction":
-        return Observed(float(rec.table.good(rec.limits)[chosen].mean()) if many else None, many)
-    return Observed(rate(rec.table, chosen, name, span(rec, selector.tags.get("phase"))), many)
+        is_so, so = table.good(rec.limits), table.perhaps_good(rec.limits)
+    elif name in OUTCOMES:
+        is_so, so = table.ended(name), table.perhaps_ended(name)
+    if name == "good_request_fraction" or expression.aggregation == "rate":
+        return interval.share(chosen, may, is_so, so)
+    if name in OUTCOMES and not chosen.any():  # `truncated<=2` must not pass on an empty run
+        return Observed(None, 0)
+    return interval.count(chosen, may, is_so, so)
 
 
 def _of_pods(pods: Pods, selector: Selector, expression: Expression) -> Observed:
@@ -109,7 +145,9 @@ def _of_pods(pods: Pods, selector: Selector, expression: Expression) -> Observed
     if selector.metric == "scheduling_seconds":
         return _waited(pods, selector, expression)
     seen = placing.figure(pods, selector, expression)
-    return _between(seen.low, seen.high, seen.samples, expression)
+    if seen.low is None or seen.high is None:
+        return Observed(None, seen.samples, why=seen.why)
+    return Observed(seen.low, seen.samples, seen.low, seen.high, seen.why)
 
 
 def _waited(pods: Pods, selector: Selector, expression: Expression) -> Observed:
@@ -117,42 +155,15 @@ def _waited(pods: Pods, selector: Selector, expression: Expression) -> Observed:
     found = pods.chosen(selector)
     timed, waiting = pods_.seconds(found), pods_.waiting(found)
     if expression.aggregation == "count":
-        return Observed(float(len(timed)), len(timed))
+        return Observed.exactly(Fraction(len(timed)), len(timed)) if found else Observed(None, 0)
     low = aggregate([*timed, *waiting], expression)
     high = aggregate([*timed, *(_FOR_EVER for _ in waiting)], expression)
+    if low is None or high is None:
+        return Observed(None, 0)
     # not infinity itself, between which and a figure no percentile could be taken
-    high = math.inf if high is not None and high > _FOR_EVER / _MANY else high
-    return _between(low, high, len(timed), expression)
-
-
-def _between(
-    low: float | Fraction | None, high: float | Fraction | None, samples: int, expression: Expression
-) -> Observed:
-    """A figure of which every value that it may have says the same of the threshold; else it says nothing."""
-    if low is None or high is None or expression.holds(float(low)) != expression.holds(float(high)):
-        return Observed(None, samples)
-    return Observed(float(low), samples)
-
-
-def _count(table: Table, chosen: Mask, name: str, expression: Expression) -> Observed:
-    """How many ended so. Of no requests there is nothing to say: `truncated<=2` must not pass on an empty run."""
-    many = int(chosen.sum())
-    if not many:
-        return Observed(0.0 if name == "requests" else None, 0)
-    count = many if name == "requests" else int((chosen & table.ended(name)).sum())
-    return Observed(count / many if expression.aggregation == "rate" else float(count), many)
-
-
-def aggregate(values: Sequence[float] | Floats, expression: Expression) -> float | None:
-    """Put samples together as an expression's left side does; None of nothing."""
-    if expression.aggregation == "count":
-        return float(len(values))
-    if not len(values):
-        return None
-    if expression.quantile is not None:
-        return float(np.percentile(values, expression.quantile))
-    functions: dict[str, Any] = {"avg": np.mean, "min": np.min, "max": np.max, "med": np.median}
-    return float(functions[expression.aggregation](values))
+    high = math.inf if high > _FOR_EVER / _MANY else high
+    why = f"{len(waiting)} pods still waited at the end, and may wait for ever" if waiting else ""
+    return Observed(low, len(timed) + len(waiting), low, high, why)
 
 
 def _worst_known(beats: Iterable[tuple[Sequence[float], int]], expression: Expression) -> Observed:
@@ -164,13 +175,28 @@ def _worst_known(beats: Iterable[tuple[Sequence[float], int]], expression: Expre
     known = [value for worst, _ in seconds for value in worst]
     hidden = np.repeat([min(worst) for worst, _ in seconds], [max(0, count - len(worst)) for worst, count in seconds])
     values = np.concatenate([np.asarray(known, dtype=float), hidden])
-    return Observed(aggregate(values, expression), len(values))
+    return Observed.exactly(aggregate(values, expression), len(values))
 
 
 def span(rec: Record, phase: str | None) -> float:
     """Seconds that a phase of the load took; None: all of them."""
     windows = [window for window in rec.windows if window.kind == "phase" and phase in {None, window.name}]
     return sum(window.end - window.start for window in windows)
+
+
+def _seconds(rec: Record, phase: str | None) -> Seconds:
+    """The same with its bounds: the last request may have ended sooner, the last fault may have been healed sooner."""
+    measured = span(rec, phase)
+    windows = [window for window in rec.windows if window.kind == "phase"]
+    named = [window for window in windows if phase in {None, window.name}]
+    if not named or not rec.table.known.any():
+        return Seconds(measured, measured, measured)
+    end = named[-1].end
+    soonest = max(float(rec.table.soonest.max()), (rec.load_started or 0.0) + rec.load_asked)
+    late = max(0.0, end - soonest) if end == windows[-1].end else 0.0
+    moved = rec.heal_late if phase in {"fault", "recovery"} else 0.0
+    least = measured - late - (moved if phase == "fault" else 0.0)
+    return Seconds(measured, max(0.0, least), measured + (moved if phase == "recovery" else 0.0))
 
 
 def rate(table: Table, chosen: Mask, name: str, seconds: float) -> float | None:

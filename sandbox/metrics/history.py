@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sandbox.metrics.pods import Pods
-from sandbox.metrics.table import Table
+from sandbox.metrics.table import Rules, Table
 from sandbox.spec.results import Window
 from sandbox.timeline import (
     ClientBeat,
@@ -25,7 +25,10 @@ _AFTERWARDS = ("judge", "report", "clean up")
 
 @dataclass(frozen=True)
 class FaultWindow:
-    """When one fault acted. `injected`/`proven`/`healed` are None where that never happened."""
+    """When one fault acted. `injected`/`proven`/`healed` are None where that never happened.
+
+    `late`: seconds by which it may have been healed before that was seen.
+    """
 
     index: int
     name: str
@@ -33,6 +36,7 @@ class FaultWindow:
     injected: float | None
     proven: float | None
     healed: float | None
+    late: float = 0.0
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Record:
         pods: of the scenario's workloads.
         kept: keep the requests themselves too, to show the worst of them; figures need only the table.
         requests: in the order of the table's rows; empty where they are not kept.
+        load_asked: seconds for which requests were to start.
         end: when the last event came.
     """
 
@@ -54,6 +59,7 @@ class Record:
     requests: list[Request] = field(default_factory=list)
     beats: list[ClientBeat] = field(default_factory=list)
     load_started: float | None = None
+    load_asked: float = 0.0
     load_finished: float | None = None
     end: float = 0.0
     _lives: dict[int, list[FaultEvent]] = field(default_factory=dict)
@@ -74,6 +80,8 @@ class Record:
                 self._lives.setdefault(event.index, []).append(event)
             case LoadStarted():
                 self.load_started = event.t
+                asked = event.asked.get("duration")
+                self.load_asked = float(asked) if isinstance(asked, int | float) else 0.0
             case LoadFinished():
                 self.load_finished = event.t
             case _:
@@ -83,6 +91,18 @@ class Record:
     def faults(self) -> list[FaultWindow]:
         """Of each fault that was begun, when it acted."""
         return [_life(life) for life in self._lives.values()]
+
+    @property
+    def heal_late(self) -> float:
+        """Seconds by which the phase `fault` may have ended before it was seen to."""
+        healed = [fault for fault in self.faults if fault.injected is not None and fault.healed is not None]
+        return max(healed, key=lambda fault: fault.healed or 0.0).late if healed else 0.0
+
+    @property
+    def machine(self) -> float | None:
+        """Share of the machine's cores that others used while the load ran; None where nobody looked."""
+        told = [beat.machine for beat in self.beats if beat.machine is not None]
+        return sum(told) / len(told) if told else None
 
     @property
     def windows(self) -> list[Window]:
@@ -106,7 +126,10 @@ class Record:
 
 
 def record(
-    events: Iterable[Event], limits: dict[str, float] | None = None, workloads: dict[str, str] | None = None
+    events: Iterable[Event],
+    limits: dict[str, float] | None = None,
+    workloads: dict[str, str] | None = None,
+    rules: Rules | None = None,
 ) -> Record:
     """Take a run's events apart.
 
@@ -114,8 +137,9 @@ def record(
         events: of one run.
         limits: request-level limits in seconds (see `Load.good`).
         workloads: those of the scenario, each with the `because` it has, if any.
+        rules: by what the client ended requests.
     """
-    found = Record(limits or {}, Pods(workloads or {}))
+    found = Record(limits or {}, Pods(workloads or {}), table=Table(rules=rules))
     for event in events:
         found.take(event)
     return found
@@ -123,7 +147,10 @@ def record(
 
 def _life(life: Sequence[FaultEvent]) -> FaultWindow:
     first: dict[str, float] = {}
+    late = 0.0
     for event in life:
+        if event.state == "healed" and "healed" not in first:
+            late = event.uncertainty or 0.0
         first.setdefault(event.state, event.t)
     return FaultWindow(
         index=life[0].index,
@@ -132,4 +159,5 @@ def _life(life: Sequence[FaultEvent]) -> FaultWindow:
         injected=first.get("injected"),
         proven=first.get("proven"),
         healed=first.get("healed"),
+        late=late,
     )

@@ -7,6 +7,7 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import Any
 
 from sandbox.spec.results import Status, Summary
@@ -78,7 +79,7 @@ def _three(value: float) -> str:
 
 def enough(samples: float, percent: float) -> bool:
     """Whether a percentile of so many samples means anything: 459 for the 99th, 90 for the 95th, as the judge asks."""
-    return samples >= Expression("", percent, "<=", 0.0).samples_needed
+    return samples >= Expression("", percent, "<=", Fraction(0)).samples_needed
 
 
 def percentile(summary: Summary, metric: str, percent: int) -> str:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import Any
 
-from sandbox.spec.base import KeyPath, reach, seconds
-from sandbox.spec.slo import METRICS, Expression, Selector, parse_expression, parse_selector
+from sandbox.spec.base import KeyPath, reach
+from sandbox.spec.document import (
+    ROOMS,
+    Problems,
+    expected,
+    given,
+    in_seconds,
+    pods,
+    sent,
+    thresholds,
+    workloads,
+)
+from sandbox.spec.slo import METRICS, Expression, Selector, parse_selector
+from sandbox.spec.vacuous import vacuous
+from sandbox.spec.validity import needless
 
 _AT = "at"
 _PER_REQUEST = frozenset({"ttft", "ttft_intended", "tpot", "ntpot", "e2e", "sched_lag"})
@@ -15,7 +27,6 @@ _SHORTEST = 4.6  # seconds: what a p99 of the load client's heartbeat takes
 _OF_A_CLUSTER = ("guardrails", "attacks", "faults", "steadyState")
 _OF_A_STACK = ("openai.chat", "k8s.ready")
 _DEFAULT_WITHIN = "30s"
-Problems = list[tuple[KeyPath, str]]
 
 
 def contradictions(raw: Any) -> list[tuple[KeyPath, str]]:
@@ -27,17 +38,24 @@ def contradictions(raw: Any) -> list[tuple[KeyPath, str]]:
         return []
     problems = [*_stack(raw), *_steady_state(raw)]
     if not raw.get("load") and not raw.get("workloads"):
-        given = [key for key in ("slo", "faults", "attacks") if raw.get(key)]
+        lost = [key for key in ("slo", "faults", "attacks") if raw.get(key)]
         why = "needs a `load` or `workloads`: without requests or pods nothing would be measured"
-        return [*problems, *(((key,), why) for key in given)]
+        return [*problems, *(((key,), why) for key in lost)]
     if raw.get("attacks") and not raw.get("load"):
         problems.append((("attacks",), "needs a `load`: attempts are made while it runs"))
-    problems += _cannot_fail(raw)
-    problems += _too_short(raw)
-    problems += _late_faults(raw)
-    problems += _workloads(raw)
-    rooms = [found(raw, room) for found in (_unanswerable, _too_few_samples, _beyond) for room in ("slo", "validity")]
-    return [*problems, *(each for found in rooms for each in found)]
+    problems += [*_no_threshold(raw), *_late_faults(raw), *_workloads(raw), *_beyond(raw)]
+    problems += [each for room in ROOMS for each in _unanswerable(raw, room)]
+    return problems
+
+
+def idle(raw: Any) -> list[tuple[KeyPath, str]]:
+    """What would be run in vain: too short to show anything, or a check that could not fail: (keys, message).
+
+    No part of the model: the judge reads scenarios that older versions ran, and says `invalid` of what proves nothing.
+    """
+    if not isinstance(raw, dict) or not (raw.get("load") or raw.get("workloads")):
+        return []
+    return [*_too_short(raw), *_too_few_samples(raw), *needless(raw), *vacuous(raw)]
 
 
 def _stack(raw: dict[str, Any]) -> Problems:
@@ -74,25 +92,20 @@ def _name(use: Any) -> str:
     return str(use)
 
 
-def _cannot_fail(raw: dict[str, Any]) -> Problems:
+def _no_threshold(raw: dict[str, Any]) -> Problems:
     if raw.get("slo"):
         return []
     if raw.get("load"):
         return [(("load",), "a load without `slo` could not fail; write at least one threshold")]
-    asked = any(reach(each, key) for each in _each(raw) for key in ("prints", "because"))
+    asked = any(reach(each, key) for each in workloads(raw) for key in ("prints", "because"))
     words = "without `slo`, and none with `prints` or `because`, could not fail; write at least one threshold"
     return [] if asked else [(("workloads",), f"workloads {words}")]
-
-
-def _each(raw: dict[str, Any]) -> list[Any]:
-    found = raw.get("workloads")
-    return found if isinstance(found, list) else []
 
 
 def _workloads(raw: dict[str, Any]) -> Problems:
     problems: Problems = []
     names: list[Any] = []
-    for number, each in enumerate(_each(raw)):
+    for number, each in enumerate(workloads(raw)):
         name = reach(each, "name")
         if name is not None and name in names:
             problems.append((("workloads", number, "name"), f"{name!r} is another workload's name too"))
@@ -105,41 +118,28 @@ def _workloads(raw: dict[str, Any]) -> Problems:
 
 def _too_short(raw: dict[str, Any]) -> Problems:
     """A load in which the client's heartbeat has too few beats to show that it kept up."""
-    lasting, own = _seconds(reach(raw, "load", "duration")), raw.get("validity")
-    named = isinstance(own, dict) and any(str(text).startswith("client_lag") for text in own)
-    if lasting is None or lasting >= _SHORTEST or named:
+    lasting = in_seconds(reach(raw, "load", "duration"))
+    if lasting is None or lasting >= _SHORTEST or reach(raw, "loosen", "client_lag"):
         return []
     words = f"{lasting:g}s are too short to show that the load client kept up, which takes 459 beats of 10 ms"
-    return [(("load", "duration"), f"{words}; 5s or longer, or a bound of your own under `validity: client_lag`")]
+    return [(("load", "duration"), f"{words}; 5s or longer, or a lower percentile under `loosen: client_lag`")]
 
 
 def _late_faults(raw: dict[str, Any]) -> Problems:
-    faults, end = raw.get("faults"), _seconds(reach(raw, "load", "duration"))
+    faults, end = raw.get("faults"), in_seconds(reach(raw, "load", "duration"))
     what = "load has"
     if end is None and not raw.get("load"):
         ends: dict[Any, float] = {}
-        for each in _each(raw):
-            at, within = _seconds(_or(each, "at", "0s")), _seconds(_or(each, "within", _DEFAULT_WITHIN))
+        for each in workloads(raw):
+            at, within = in_seconds(given(each, "at", "0s")), in_seconds(given(each, "within", _DEFAULT_WITHIN))
             ends[reach(each, "name")] = ends.get(reach(each, "after"), 0.0) + (at or 0.0) + (within or 0.0)
         end = max(ends.values(), default=None)
         what = "last workload's time has"
     if end is None or not isinstance(faults, list):
         return []
-    starts = [_seconds(reach(fault, _AT)) for fault in faults]
+    starts = [in_seconds(reach(fault, _AT)) for fault in faults]
     words = f"strikes after the {what} ended ({end:g}s)"
     return [(("faults", n, _AT), words) for n, start in enumerate(starts) if start is not None and start >= end]
-
-
-def _or(raw: Any, key: str, default: str) -> Any:
-    found = reach(raw, key)
-    return default if found is None else found
-
-
-def _seconds(value: Any) -> float | None:
-    try:
-        return seconds(value)
-    except ValueError:
-        return None
 
 
 def _unanswerable(raw: dict[str, Any], room: str) -> Problems:
@@ -165,66 +165,38 @@ def _no_request(raw: dict[str, Any], selector: Selector) -> list[str]:
     if not raw.get("faults") and selector.metric == "time_to_recover":
         words.append("there are no `faults` to recover from; write one, or leave this out")
     for tag in ("profile", "tenant"):
-        sent, asked = _sent(raw, tag), selector.tags.get(tag)
-        if asked is not None and asked not in sent:
-            use = f"use {{{tag}:{sent[0]}}}, or no tag" if sent else "leave the tag out"
+        there, asked = sent(raw, tag), selector.tags.get(tag)
+        if asked is not None and asked not in there:
+            use = f"use {{{tag}:{there[0]}}}, or no tag" if there else "leave the tag out"
             words.append(f"the load sends no {tag} {asked!r}; {use}")
     return words
-
-
-def _sent(raw: dict[str, Any], tag: str) -> list[str]:
-    """The values of a tag that the load's requests have."""
-    mix, own = reach(raw, "load", "mix"), reach(raw, "load", "locustfile")
-    if tag == "profile" and isinstance(own, str):
-        return [PurePath(own).stem]
-    found = [reach(share, tag) for share in mix] if isinstance(mix, list) and mix else [reach(raw, "load", tag)]
-    return [value for value in found if isinstance(value, str)]
 
 
 def _no_pod(raw: dict[str, Any], selector: Selector) -> list[str]:
     if not raw.get("workloads"):
         return [f"{selector.metric} is measured on pods, and there are no `workloads`"]
     name = selector.tags.get("workload")
-    known = [str(reach(each, "name")) for each in _each(raw)]
+    known = [str(reach(each, "name")) for each in workloads(raw)]
     if name is not None and name not in known:
         return [f"there is no workload {name!r}; there are: {', '.join(known)}"]
     asked = {"pods_printing": "prints", "pods_because": "because"}.get(selector.metric)
-    if asked and not any(reach(each, asked) for each in _chosen(raw, name)):
+    if asked and not any(reach(each, asked) for each in workloads(raw, name)):
         which = f"workload {name}" if name else "no workload"
         return [f"{which} has {'no ' if name else ''}`{asked}`, so there is nothing to count"]
     return []
 
 
-def _chosen(raw: dict[str, Any], name: str | None) -> list[Any]:
-    return [each for each in _each(raw) if name is None or reach(each, "name") == name]
-
-
-def _beyond(raw: dict[str, Any], room: str) -> Problems:
+def _beyond(raw: dict[str, Any]) -> Problems:
     """Counts of pods that would take more pods than there are."""
     problems: Problems = []
-    for text, thresholds in raw[room].items() if isinstance(raw.get(room), dict) else ():
-        for position, threshold in enumerate(thresholds if isinstance(thresholds, list) else ()):
-            try:
-                selector = parse_selector(str(text))
-                expression = parse_expression(_text(threshold), selector.metric)
-            except (ValueError, TypeError):  # the model has said so
-                continue
-            if METRICS[selector.metric].of != "workloads" or METRICS[selector.metric].kind != "count":
-                continue
-            most = sum(_number(_or(each, "pods", "1")) for each in _chosen(raw, selector.tags.get("workload")))
-            if expression.aggregation != "rate" and _unreachable(expression, most):
-                problems.append(
-                    ((room, text, position), f"{_text(threshold)} needs more pods than the {most} there are")
-                )
+    for each in thresholds(raw):
+        metric = METRICS[each.selector.metric]
+        if metric.of != "workloads" or metric.kind != "count" or each.expression.aggregation == "rate":
+            continue
+        most = pods(raw, each.selector.tags.get("workload"))
+        if _unreachable(each.expression, most):
+            problems.append((each.keys, f"{each.said} needs more pods than the {most} there are"))
     return problems
-
-
-def _text(threshold: Any) -> Any:
-    return threshold.get("threshold") if isinstance(threshold, dict) else threshold
-
-
-def _number(value: Any) -> int:
-    return int(value) if str(value).isdigit() else 0
 
 
 def _unreachable(expression: Expression, most: int) -> bool:
@@ -232,40 +204,15 @@ def _unreachable(expression: Expression, most: int) -> bool:
     return (bound > most and operator in {"==", ">="}) or (bound >= most and operator == ">")
 
 
-def _too_few_samples(raw: dict[str, Any], room: str) -> Problems:
+def _too_few_samples(raw: dict[str, Any]) -> Problems:
     """Percentiles for which this load cannot send enough requests; closed loops send as many as are answered."""
-    expected = _expected(raw)
-    if expected is None or not isinstance(raw.get(room), dict):
-        return []
+    planned = expected(raw)
     problems: Problems = []
-    for text, thresholds in raw[room].items():
-        for position, threshold in enumerate(thresholds if isinstance(thresholds, list) else ()):
-            try:
-                metric = parse_selector(str(text)).metric
-                needed = parse_expression(threshold, metric).samples_needed
-            except (ValueError, TypeError):  # the model has said so, or `minSamples` says otherwise
-                continue
-            if metric in _PER_REQUEST and needed > _LUCK * expected:
-                words = f"needs {needed} samples, and this load sends about {expected:.0f} requests"
-                hint = "load for longer, ask for a lower percentile, or set minSamples"
-                problems.append(((room, text, position), f"{threshold} {words}; {hint}"))
+    for each in thresholds(raw) if planned is not None else ():
+        own = each.more.get("minSamples")
+        needed = own if isinstance(own, int) else each.expression.samples_needed
+        if each.selector.metric in _PER_REQUEST and needed > _LUCK * (planned or 0):
+            words = f"needs {needed} samples, and this load sends about {planned:.0f} requests"
+            hint = "load for longer, ask for a lower percentile, or set minSamples"
+            problems.append((each.keys, f"{each.said} {words}; {hint}"))
     return problems
-
-
-def _expected(raw: dict[str, Any]) -> float | None:
-    """How many requests a rate or its stages send; None where the server or a trace decides."""
-    arrivals = reach(raw, "load", "arrivals")
-    rate, lasting = reach(arrivals, "rate"), _seconds(reach(raw, "load", "duration"))
-    if isinstance(rate, int | float):
-        return rate * lasting if lasting is not None else None
-    stages = reach(arrivals, "stages")
-    if not isinstance(stages, list) or not stages:
-        return None
-    sent, before = 0.0, 0.0
-    for stage in stages:
-        span, step, ramp = _seconds(reach(stage, "for")), reach(stage, "rate"), reach(stage, "rampTo")
-        if span is None or not isinstance(after := ramp if step is None else step, int | float):
-            return None  # the model has said so
-        sent += span * (after if step is not None else (before + after) / 2)
-        before = after
-    return sent

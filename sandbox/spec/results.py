@@ -28,6 +28,10 @@ class Check(Strict):
     status: Status
     observed: str = Field(description="What was seen, with its unit.")
     expected: str = Field(description="What had to be.")
+    low: float | None = Field(
+        default=None, description="The least that the figure can be in truth, in seconds, shares or counts."
+    )
+    high: float | None = Field(default=None, description="The greatest; null: not a figure, or nothing limits it.")
     samples: int | None = None
     reason: str = Field(default="", description="Why it failed or could not be proven, and what to change.")
     evidence: list[str] = Field(default_factory=list, description="Lines a reader can verify, times included.")

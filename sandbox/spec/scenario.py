@@ -9,21 +9,11 @@ from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, mod
 from sandbox.spec.base import API_VERSION, Duration, Metadata, Mistakes, Name, Strict
 from sandbox.spec.contradictions import contradictions
 from sandbox.spec.loadtest import Arrivals, Load
-from sandbox.spec.slo import Slo, check_slo
+from sandbox.spec.slo import Slo, Threshold, check_slo
+from sandbox.spec.validity import check_loosen
 from sandbox.spec.workload import Workload
 
-__all__ = [
-    "Arrivals",
-    "FaultUse",
-    "Load",
-    "Named",
-    "Recover",
-    "Scenario",
-    "StackUse",
-    "Steady",
-    "called",
-    "contradictions",
-]
+__all__ = ["Arrivals", "FaultUse", "Load", "Named", "Recover", "Scenario", "StackUse", "Steady", "called"]
 _AT = "at"
 
 
@@ -133,7 +123,13 @@ class Scenario(Strict):
     faults: Faults = Field(default_factory=list)
     recover: Recover = Field(default_factory=Recover)
     slo: ScenarioSlo = Field(default_factory=dict)
-    validity: ScenarioSlo = Field(default_factory=dict, description="As slo; a breach gives `invalid`, not `fail`.")
+    validity: ScenarioSlo = Field(
+        default_factory=dict, description="As slo, beside the defaults; a breach gives `invalid`, not `fail`."
+    )
+    loosen: Annotated[dict[str, Threshold], AfterValidator(check_loosen)] = Field(
+        default_factory=dict,
+        description="A weaker bound in place of a default of `validity`, such as {client_lag: p(99)<=50ms}.",
+    )
 
     @model_validator(mode="after")
     def _sound(self) -> Scenario:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import Field, GetJsonSchemaHandler, model_validator
@@ -28,6 +29,7 @@ OUTCOMES = (
     "inband_error",
     "guardrail_blocked",
     "dropped",
+    "empty",
 )
 
 
@@ -96,7 +98,9 @@ AGGREGATIONS: dict[Kind, tuple[str, ...]] = {
 }
 _CONFIDENCE = 0.99
 CONFIDENCE = 0.95  # of what is said of an earlier run, unless a threshold says otherwise
-_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+_UNITS = {"us": Fraction(1, 1_000_000), "ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60)}
+_DIGITS = 9  # clocks are read in nanoseconds; what floats add beyond is no evidence
+Number = float | Fraction
 _EXPRESSION = re.compile(
     r"^\s*(?P<agg>p\(\d+(?:\.\d+)?\)|[a-z]+)\s*(?P<op><=|>=|<|>|==|!=)\s*"
     r"(?P<base>baseline\s*(?P<sign>[+-])\s*)?(?P<number>\d+(?:\.\d+)?(?:e-?\d+)?)\s*(?P<unit>us|ms|s|m|%)?\s*$"
@@ -119,18 +123,24 @@ class Selector:
 
 @dataclass(frozen=True)
 class Expression:
-    """`p(99)<=300ms` taken apart; `bound` in the metric's base unit (seconds, shares, counts).
+    """`p(99)<=300ms` taken apart.
 
     Attributes:
-        relative: `<=baseline+10%`: `bound` is what is allowed beyond an earlier run's figure, here 0.1 - of a time a
+        exact: the bound as it was written, in the metric's base unit (seconds, shares, counts).
+        relative: `<=baseline+10%`: the bound is what is allowed beyond an earlier run's figure, here 0.1 - of a time a
             share of it, of a share a difference to it.
     """
 
     aggregation: str
     quantile: float | None
     operator: str
-    bound: float
+    exact: Fraction
     relative: bool = False
+
+    @property
+    def bound(self) -> float:
+        """The bound as the nearest float."""
+        return float(self.exact)
 
     @property
     def samples_needed(self) -> int:
@@ -141,18 +151,37 @@ class Expression:
         quantile = 50.0 if self.aggregation == "med" else self.quantile
         return 1 if quantile is None else math.ceil(math.log(1 - _CONFIDENCE) / math.log(quantile / 100))
 
-    def holds(self, observed: float) -> bool:
-        """Whether `observed` satisfies it. A NaN never does."""
-        if math.isnan(observed):
+    def holds(self, observed: Number) -> bool:
+        """Whether `observed` satisfies it: a fraction exactly, a float to nine digits. A NaN never does."""
+        if isinstance(observed, float) and math.isnan(observed):
             return False
+        left, right = self._sides(observed)
         return {
-            "<=": observed <= self.bound,
-            ">=": observed >= self.bound,
-            "<": observed < self.bound,
-            ">": observed > self.bound,
-            "==": observed == self.bound,
-            "!=": observed != self.bound,
+            "<=": left <= right,
+            ">=": left >= right,
+            "<": left < right,
+            ">": left > right,
+            "==": left == right,
+            "!=": left != right,
         }[self.operator]
+
+    def decided(self, low: Number, high: Number) -> bool | None:
+        """Whether every value from `low` to `high` satisfies it (True), none does (False), or some do (None)."""
+        if math.isnan(low) or math.isnan(high):
+            return None
+        if self.operator in {"==", "!="}:
+            (least, bound), (most, _) = self._sides(low), self._sides(high)
+            inside = bool(least <= bound <= most)
+            if inside and least != most:
+                return None
+            return inside == (self.operator == "==")
+        ends = self.holds(low), self.holds(high)
+        return ends[0] if ends[0] == ends[1] else None
+
+    def _sides(self, observed: Number) -> tuple[Number, Number]:
+        if isinstance(observed, Fraction):
+            return observed, self.exact
+        return round(observed, _DIGITS) if math.isfinite(observed) else observed, round(self.bound, _DIGITS)
 
 
 def parse_selector(text: str) -> Selector:
@@ -203,9 +232,9 @@ def parse_expression(text: str, metric: str) -> Expression:
     return Expression(aggregation, quantile, match["op"], _bound(text, metric, match))
 
 
-def _bound(text: str, metric: str, match: re.Match[str]) -> float:
-    """The figure on the right side, in the metric's base unit."""
-    known, unit, number = METRICS[metric], match["unit"], float(match["number"])
+def _bound(text: str, metric: str, match: re.Match[str]) -> Fraction:
+    """The figure on the right side as it is written, in the metric's base unit."""
+    known, unit, number = METRICS[metric], match["unit"], Fraction(match["number"])
     if known.unit == "s" and match["agg"] != "count":
         if unit not in _UNITS:
             raise ValueError(f"{text!r} needs a unit of time: us, ms, s or m")
@@ -241,10 +270,10 @@ def _against_baseline(text: str, metric: str, match: re.Match[str], quantile: fl
         )
     if match["unit"] != "%":
         raise ValueError(f"{text!r}: what is allowed beyond the baseline is written in per cent, such as baseline+10%")
-    worse = {("<=", "+"): 1.0, (">=", "-"): -1.0}.get((match["op"], match["sign"]))
+    worse = {("<=", "+"): 1, (">=", "-"): -1}.get((match["op"], match["sign"]))
     if worse is None:
         raise ValueError(f"{text!r}: write it as <=baseline+10% (no more) or >=baseline-1% (no less)")
-    return Expression(match["agg"], quantile, match["op"], worse * float(match["number"]) / 100, relative=True)
+    return Expression(match["agg"], quantile, match["op"], worse * Fraction(match["number"]) / 100, relative=True)
 
 
 def _is_share(metric: str, aggregation: str) -> bool:

@@ -32,9 +32,9 @@ from sandbox.spec.catalogue import find
 from sandbox.spec.cluster import ClusterSpec
 from tests.bench import busy, gpus, load
 from tests.bench.gpus import Row
+from tests.bench.page import write
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 MAIN_SCENARIO = ROOT / "scenarios" / "chaos" / "survive-a-lost-replica.yaml"
 BARE = "bench-bare"
 OURS = "bench-ours"
@@ -220,16 +220,6 @@ def main() -> None:
     prepare()
     for part in options.only or PARTS:
         write(part, PARTS[part](options.runs))
-
-
-def write(part: str, text: str) -> None:
-    """Put what a part has to show between its marks on the page."""
-    begin, end = f"<!-- bench {part} -->", f"<!-- /bench {part} -->"
-    head, _, rest = PAGE.read_text().partition(begin)
-    _, _, tail = rest.partition(end)
-    block = f"{begin}\n{text.rstrip()}\n{end}"
-    PAGE.write_text(f"{head.rstrip()}\n\n{block}{tail or chr(10)}")
-    sys.stdout.write(block + "\n")
 
 
 if __name__ == "__main__":

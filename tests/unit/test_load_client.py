@@ -19,9 +19,10 @@ import pytest
 
 from sandbox.errors import EnvironmentMissing, UsageError
 from sandbox.load.check import Access, check_endpoint
-from sandbox.load.client import Client, Limits, base_url, resolve
+from sandbox.load.client import Client, base_url, resolve
 from sandbox.load.golden import MODEL, Golden, GoldenSettings, Kind, Served, golden
 from sandbox.load.reply import Reply
+from sandbox.load.transport import Limits
 
 pytestmark = pytest.mark.alone  # their clocks are compared
 

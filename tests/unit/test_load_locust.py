@@ -246,6 +246,9 @@ def test_a_streaming_users_requests_keep_all_their_times_and_count_once(tmp_path
             assert request.last is not None
             assert request.sent + 0.03 <= request.first < request.last <= request.t
             assert (request.chunks, request.tokens, len(request.gaps)) == (5, 5, 4)
+            assert request.uncertainty is not None
+            assert len(request.uncertainty) == 5
+            assert None not in (request.connect_uncertainty, request.end_uncertainty, request.content_bytes)
 
 
 HTTP = """
@@ -290,6 +293,8 @@ def test_locusts_own_http_users_become_requests_of_the_timeline(tmp_path: Path, 
         assert request.sent is not None
         assert begun <= request.sent < request.t <= begun + 3
         assert request.t - request.sent < 0.15, "what the locustfile did after the answer was measured too"
+        bounds = (request.connect_uncertainty, request.uncertainty, request.end_uncertainty, request.content_bytes)
+        assert bounds == (None, None, None, None), "nobody knows how late Locust's own clients read"
 
 
 FAULTS: list[tuple[Kind, str, int | None]] = [

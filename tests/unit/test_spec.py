@@ -15,8 +15,9 @@ from sandbox.errors import EXIT_USAGE, UsageError
 from sandbox.spec import load_text
 from sandbox.spec.base import Duration, duration, seconds
 from sandbox.spec.cluster import ClusterSpec
+from sandbox.spec.contradictions import idle
 from sandbox.spec.registry import Registry
-from sandbox.spec.scenario import Load, Recover, Scenario, contradictions
+from sandbox.spec.scenario import Load, Recover, Scenario
 from sandbox.spec.slo import METRICS, WHOLE_RUN, parse_expression, parse_selector
 
 HERE = Path("demo.yaml")
@@ -286,4 +287,4 @@ def test_a_percentile_that_the_load_cannot_fill_is_refused_before_the_run(
     rate: float, threshold: object, refused: bool
 ) -> None:
     raw = {"load": {"arrivals": {"rate": rate}, "duration": "10s"}, "slo": {"ttft": [threshold]}}
-    assert any("needs 459 samples" in words for _, words in contradictions(raw)) == refused
+    assert any("needs 459 samples" in words for _, words in idle(raw)) == refused

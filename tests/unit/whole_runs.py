@@ -37,7 +37,7 @@ def whole(events: list[Event]) -> list[Event]:
         update={"grammar": grammar.KNOWN}
     )
     rest = [event for event in events if not isinstance(event, RunStarted | RunFinished)]
-    if not any(isinstance(event, PhaseChanged) and event.status == "started" for event in rest):
+    if {event.name for event in rest if isinstance(event, PhaseChanged)} < set(PHASES[:6]):
         ended = any(isinstance(event, PhaseChanged) and event.name == "recover" for event in rest)
         rest = [event for event in rest if not isinstance(event, PhaseChanged)]
         rest += _phases(rest, ended=ended)
