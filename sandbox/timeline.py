@@ -117,9 +117,7 @@ class Request(_Event):
     end_uncertainty: float | None = Field(
         default=None, description="Seconds by which the request may have ended sooner than the client noticed."
     )
-    content_bytes: int | None = Field(
-        default=None, description="Bytes of text that came as content, reasoning or tool calls; null: not counted."
-    )
+    content_bytes: int | None = Field(default=None, description="Of content, reasoning and tool calls; null: unknown.")
     first_bytes: int | None = Field(default=None, description="Those of the first content chunk; null: not counted.")
     outcome: str
     status: int | None = None
@@ -147,9 +145,7 @@ class ClientBeat(_Event):
     checked: int = Field(default=0, description="Those of them that a bound of the client's could be held against.")
     uncovered: int = Field(default=0, description="Those read later than their bound says: any proves bounds wrong.")
     uncovered_by: float = Field(default=0.0, description="By how much the worst of these, seconds.")
-    stalls: list[tuple[float, float]] = Field(
-        default_factory=list, description="When a heartbeat was due and how late it was, seconds; from 20 ms on."
-    )
+    stalls: list[tuple[float, float]] = Field(default_factory=list, description="Beats due when, how late: from 20 ms.")
 
 
 class LoadAborted(_Event):
