@@ -28,6 +28,7 @@ from sandbox.plan import Plan
 from sandbox.progress import say, step
 from sandbox.report.files import make_folder
 from sandbox.report.write import Written, write_all
+from sandbox.spec.inputs import inputs_of
 from sandbox.spec.results import Results
 from sandbox.timeline import BaselineSamples, Fact, PhaseChanged, RunStarted, Timeline, read, wall_now
 
@@ -340,6 +341,7 @@ def _beginning(run: Run, run_id: str) -> RunStarted:
         source=str(run.plan.source),
         versions={"sandbox": __version__},
         grammar=grammar.KNOWN,
+        inputs=inputs_of(run.plan.scenario.load),
     )
 
 
