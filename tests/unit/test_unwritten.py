@@ -16,7 +16,7 @@ from test_run import executed, plan
 
 from sandbox import limit, run, search, suite
 from sandbox.errors import EnvironmentMissing
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.plan import Plan
 from sandbox.report import files
 from sandbox.run import Options, Outcome, Run, execute
