@@ -229,29 +229,20 @@ class WorkloadStarted(_Event):
     asked: dict[str, Any] = Field(default_factory=dict, description="Of each pod: resources, claim, where it may go.")
 
 
+PodState = Literal["created", "refused", "waiting", "scheduled", "allocated",
+                   "running", "succeeded", "failed", "lost", "printed", "silent"]  # fmt: skip
+
+
 class PodEvent(_Event):
     """Something became of a pod of a workload, as the API server told it; `t` of `created` is when it was sent.
 
-    `waiting`: the scheduler holds it back, in `message` why. `lost`: deleted by somebody else. `allocated`: the devices
-    of its claim. `printed` and `silent`: its log matched, or at the end still did not, what it has to print.
+    `waiting`: the scheduler holds it back. `lost`: deleted by others. `printed`, `silent`: its log matched, or did not.
     """
 
     type: Literal["pod"] = "pod"
     workload: str
     pod: str
-    state: Literal[
-        "created",
-        "refused",
-        "waiting",
-        "scheduled",
-        "allocated",
-        "running",
-        "succeeded",
-        "failed",
-        "lost",
-        "printed",
-        "silent",
-    ]
+    state: PodState
     node: str = ""
     message: str = ""
     devices: list[str] = Field(default_factory=list)
@@ -267,8 +258,16 @@ class WorkloadFinished(_Event):
     why: Literal["placed", "ended", "settled", "time is out"]
 
 
+class WorkloadClosed(_Event):
+    """How a workload's pods were when load, faults and all watches were over. Missing: nobody looked at the end."""
+
+    type: Literal["workload.closed"] = "workload.closed"
+    workload: str
+    states: dict[str, int] = Field(description="How many pods were in which, such as {running: 4, pending: 2}.")
+
+
 class GpuNodes(_Event):
-    """What the nodes with GPUs came to, when all workloads had been watched: how many have so many, so many in use."""
+    """What the nodes with GPUs came to at that same time: how many have so many, so many in use by whatever pods."""
 
     type: Literal["gpu.nodes"] = "gpu.nodes"
     groups: list[tuple[int, int, int]] = Field(description="(GPUs of a node, those in use, nodes like that)")
@@ -305,6 +304,7 @@ Event = Annotated[
     | WorkloadStarted
     | PodEvent
     | WorkloadFinished
+    | WorkloadClosed
     | GpuNodes
     | RunFinished
     | Note,

@@ -25,6 +25,7 @@ from sandbox.timeline import (
     Probed,
     Request,
     RunFinished,
+    WorkloadClosed,
     WorkloadFinished,
     WorkloadStarted,
 )
@@ -44,7 +45,9 @@ _NEXT = {
 }
 _ENDS = frozenset({"succeeded", "failed", "lost"})
 _ONCE = frozenset({"created", "refused", "scheduled"})
-_EXERCISED = (LoadStarted, LoadFinished, LoadAborted, FaultEvent, AttackEvent, WorkloadStarted, PodEvent, GpuNodes)
+_EXERCISED = (
+    LoadStarted, LoadFinished, LoadAborted, FaultEvent, AttackEvent, WorkloadStarted, PodEvent, WorkloadClosed, GpuNodes
+)  # fmt: skip
 
 
 def contradictions(scenario: Scenario, timeline: Sequence[Event]) -> list[str]:

@@ -141,7 +141,8 @@ def _decided(
     end = "most" if expression.operator in {">=", ">"} else "least"
     bound = shown(seen.high if end == "most" else seen.low, selector.metric, expression)
     others = f"; other programs used {rec.machine:.0%} of the machine" if rec.machine is not None else ""
-    return "fail", f"{figure}: at the {end} it is {bound} even if the client read late{others}"
+    late = f" even if the client read late{others}" if METRICS[selector.metric].of == "requests" else f"; {seen.why}"
+    return "fail", f"{figure}: at the {end} it is {bound}{late}"
 
 
 def _cannot_tell(metric: str, expression: Expression, threshold: Threshold, seen: Observed) -> str:

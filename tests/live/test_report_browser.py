@@ -10,7 +10,7 @@ import chromium
 import pytest
 from timelines import HOSTILE, Shape, events, hostile_results
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.report.html import write_html
 from sandbox.report.suite import write_suite
 
