@@ -1,11 +1,10 @@
 """The one append-only event log of a run: JSON Lines, one event a line, written as it happens.
 
-Every event carries `t`, seconds since the run began on the machine's monotonic clock (shared by all
-processes of the machine, so the load subprocess appends to the same file), and `type`. Lines are
-appended with one `write` each to a file opened O_APPEND: writers do not tear each other's lines, and
-a crash leaves at most one half line, which `read` reports and leaves out. Each line also says which
-writer it is of, which number it has there, and when it was written: so the judge sees that a line is
-missing, there twice, or in another place.
+Every event carries `t`, seconds since the run began on the machine's monotonic clock (shared by all processes of the
+machine, so the load subprocess appends to the same file), and `type`. Lines are appended with one `write` each to a
+file opened O_APPEND: writers do not tear each other's lines, and a crash leaves at most one half line, which `read`
+reports and leaves out. Each line also says which writer it is of, which number it has there, and when it was written:
+so the judge sees that a line is missing, there twice, or in another place.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ class RunStarted(_Event):
     versions: dict[str, str] = Field(default_factory=dict)
     grammar: int = Field(default=1, description="Of this timeline: what its lines look like.")
     inputs: dict[str, dict[str, str]] | None = Field(
-        default=None,
-        description="What the files that the load names held: file -> key -> text, or its hash; null: not recorded.",
+        None, description="What the load's files held: key -> text or hash."
     )
 
 
