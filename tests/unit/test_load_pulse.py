@@ -9,7 +9,7 @@ import pytest
 from sandbox.load import record
 from sandbox.load.client import Exchange
 from sandbox.load.plan import LoadPlan, PlannedShare
-from sandbox.load.record import BEAT_NS, Pulse, Recorder
+from sandbox.load.record import BEAT_NS, Known, Pulse, Recorder
 from sandbox.load.reply import Reply
 from sandbox.spec.base import Metadata
 from sandbox.spec.lengths import Fixed
@@ -76,7 +76,7 @@ def test_of_a_second_the_worst_beats_are_told_and_all_are_counted(
 ) -> None:
     clocks = Clocks()
     monkeypatch.setattr(record, "time", clocks)
-    pulse = Pulse(recorder, lambda: 0, lambda: [0.001 * number for number in range(30)])
+    pulse = Pulse(recorder, lambda: 0, lambda: Known(late=[0.001 * number for number in range(30)]))
     for number in range(1, 101):
         clocks.wall = number * BEAT_NS
         pulse.beat(clocks.wall + (5_000_000 if number == 50 else 1_000_000))
