@@ -253,12 +253,12 @@ def run(
         return
     options = Options(runs=runs, keep=keep, allow_changes=allow_changes, cluster_name=cluster_name, baseline=baseline)
     outcomes = suite.execute_all(plans, options)
+    published = suite.publish(outcomes, runs)
     if output is Output.json:
         write_json([each.results.model_dump(mode="json", by_alias=True) for each in outcomes])
     else:
-        suite.show(outcomes, out, runs)
-    suite.publish(outcomes, runs)
-    raise typer.Exit(suite.exit_code(outcomes))
+        suite.show(outcomes, out, runs, published)
+    raise typer.Exit(suite.exit_code(outcomes, published))
 
 
 @app.command()
@@ -269,11 +269,13 @@ def judge(
     """Judge a run again from its timeline, without a cluster, and write its report anew."""
     from sandbox import suite
 
-    results = suite.replay(folder)
+    results, written = suite.replay(folder)
     if output is Output.json:
         write_json(results.model_dump(mode="json", by_alias=True))
     else:
         suite.show_one(results, out, folder)
+    if (missed := written.missed(folder)) is not None and results.verdict != "fail":
+        raise missed
     raise typer.Exit(suite.VERDICT_CODES[results.verdict])
 
 
@@ -287,10 +289,11 @@ def report(
 
     written = suite.rewrite(folder)
     if output is Output.json:
-        write_json(written)
-        return
-    for path in written:
+        write_json([*written.files.values()])
+    for path in written.files.values() if output is Output.text else ():
         out.print(str(path), markup=False, soft_wrap=True)
+    if (missed := written.missed(folder)) is not None:
+        raise missed
 
 
 @app.command()

@@ -20,6 +20,7 @@ EXIT_USAGE = 2
 EXIT_INVALID = 3
 EXIT_ENVIRONMENT = 4
 EXIT_INTERRUPTED = 130
+_DETAILS = 3
 
 
 class SandboxError(Exception):
@@ -84,3 +85,11 @@ class NotOurs(ClusterError):
     """What others made has the cluster's name, or is on its network. Nothing of it was touched."""
 
     exit_code = EXIT_FAIL
+
+
+def told(error: Exception) -> list[str]:
+    """What happened, where, what was seen last, what to do: on one line of a report."""
+    if not isinstance(error, SandboxError):
+        return [f"{type(error).__name__}: {error}"]
+    head = f"{error.where}: {error.what}" if error.where else error.what
+    return [head, *error.details[:_DETAILS], *([f"fix: {error.fix}"] if error.fix else [])]

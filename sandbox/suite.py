@@ -16,8 +16,8 @@ from sandbox.errors import SandboxError
 from sandbox.plan import Plan
 from sandbox.progress import say
 from sandbox.report import github, suite, terminal
-from sandbox.report.files import RESULTS, read_results
-from sandbox.report.write import write_all
+from sandbox.report.files import INDEX, RESULTS, read_results
+from sandbox.report.write import Written, write_all
 from sandbox.run import Options, Outcome, execute
 from sandbox.spec.results import Results, Status
 
@@ -77,26 +77,35 @@ def release(name: str) -> None:
         cluster.down(name)
 
 
-def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """The worst of all; of no run at all, `invalid`."""
+def exit_code(outcomes: Sequence[Outcome], published: Written | None = None) -> int:
+    """The worst of all, a file over several runs that could not be written included; of no run at all, `invalid`."""
     codes = {outcome.exit_code for outcome in outcomes}
+    codes |= {errors.EXIT_ENVIRONMENT} if published and published.missing else set()
     return next((code for code in _ORDER if code in codes), errors.EXIT_INVALID)
 
 
-def publish(outcomes: Sequence[Outcome], runs: Path) -> None:
-    """Write what stands over several runs, and tell a CI system where there is one."""
+def publish(outcomes: Sequence[Outcome], runs: Path) -> Written:
+    """Write what stands over several runs, and tell a CI system where there is one; what could not be is said."""
     results = [outcome.results for outcome in outcomes]
+    published = Written({}, [])
     if len(results) > 1:
-        suite.write_suite(results, runs, {each.results.run_id: each.folder for each in outcomes})
-    github.announce(results, sys.stderr)
+        published = suite.write_suite(results, runs, {each.results.run_id: each.folder for each in outcomes})
+    try:
+        github.announce(results, sys.stderr)
+    except OSError as error:
+        published.missing.append(f"the step summary, {error.filename}: {error.strerror}")
+    for line in published.missing:
+        say(f"could not be written: {line}")
+    return published
 
 
-def show(outcomes: Sequence[Outcome], console: Console, runs: Path) -> None:
-    """Tell a person what came of it."""
+def show(outcomes: Sequence[Outcome], console: Console, runs: Path, published: Written) -> None:
+    """Tell a person what came of it, and where it lies."""
     for outcome in outcomes:
         show_one(outcome.results, console, outcome.folder)
     if len(outcomes) > 1:
-        suite.render_suite([outcome.results for outcome in outcomes], console, runs)
+        folder = runs if INDEX in published.files else None
+        suite.render_suite([outcome.results for outcome in outcomes], console, folder)
 
 
 def show_one(results: Results, console: Console, folder: Path) -> None:
@@ -104,22 +113,22 @@ def show_one(results: Results, console: Console, folder: Path) -> None:
     terminal.render(results, console, folder)
 
 
-def replay(folder: Path) -> Results:
+def replay(folder: Path) -> tuple[Results, Written]:
     """Judge a run from its timeline and write its files anew.
 
     Raises:
         UsageError: there is no timeline in `folder`, or it cannot be trusted.
     """
     events, results = recorded.judged(folder)
-    write_all(results, events, folder)
-    return results
+    return results, write_all(results, events, folder)
 
 
-def rewrite(folder: Path) -> list[Path]:
+def rewrite(folder: Path) -> Written:
     """Write a run's files from its results as they are; judge first where there are none.
 
     Raises:
         UsageError: as `replay`.
     """
-    results = read_results(folder / RESULTS) if (folder / RESULTS).is_file() else replay(folder)
-    return [*write_all(results, recorded.events_of(folder), folder).values()]
+    if not (folder / RESULTS).is_file():
+        return replay(folder)[1]
+    return write_all(read_results(folder / RESULTS), recorded.events_of(folder), folder)

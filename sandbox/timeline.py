@@ -46,6 +46,10 @@ class RunStarted(_Event):
     source: str = Field(description="The scenario's file name.")
     versions: dict[str, str] = Field(default_factory=dict)
     grammar: int = Field(default=1, description="Of this timeline: what its lines look like.")
+    inputs: dict[str, dict[str, str]] | None = Field(
+        default=None,
+        description="What the files that the load names held: file -> key -> text, or its hash; null: not recorded.",
+    )
 
 
 class PhaseChanged(_Event):

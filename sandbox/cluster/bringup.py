@@ -97,7 +97,7 @@ def up(
                     docker, spec, chosen, owner, binary=binary, image=refs["node"], load=ours, cgroup=engine.cgroup
                 )
             kube = Kube.connect(running.kubeconfig, running.context)
-            node_images.load(docker, chosen, [*ours.values()])
+            node_images.load(containers.nodes(docker, chosen), [*ours.values()])
             _furnish(kube, spec, len(running.nodes), ours)
             say(f"{chosen}: runs already")
             return running
@@ -193,7 +193,8 @@ def _create(
         raise
     except Exception as cause:
         error = failure.explain(docker, binary, name, log, cause)
-        _remove(docker, name)
+        if not _remove(docker, name):
+            error.what = "the cluster did not come up; its logs are kept, and what is left of it stays"
         if not isinstance(cause, (SandboxError, *containers.ENGINE_ERRORS)):  # a mistake of ours, to be seen as one
             say(str(error))
             raise
@@ -273,12 +274,13 @@ def _answers(kube: Kube) -> Seen[None]:
     return Seen(answer.ok, None, f"/readyz answers {answer.status}")
 
 
-def _remove(docker: DockerClient, name: str) -> None:
+def _remove(docker: DockerClient, name: str) -> bool:
     """Clear away a failed create. What cannot be removed is said; the next command tries again."""
     try:
         with containers.engine_errors(name):
             containers.remove(docker, name)
     except EnvironmentMissing as error:
         say(str(error))
-        return
+        return False
     record.forget(name)
+    return True

@@ -124,8 +124,9 @@ def remove(client: DockerClient, cluster: str) -> list[str]:
     refuse_strangers(found, cluster)
     refuse_guests(found, cluster)
     record.stamp(cluster, identity(client))
-    record.end_creation(cluster)
-    found = survey(client, cluster)
+    if record.creating(cluster):
+        record.end_creation(cluster)
+        found = survey(client, cluster)
     volumes = [name for each in found.containers for name in anonymous_volumes(each)]
     removed = [f"container {each.name}" for each in found.containers]
     removed += [f"network {network.name}" for network in found.networks]
@@ -133,14 +134,14 @@ def remove(client: DockerClient, cluster: str) -> list[str]:
 
     def attempt() -> Seen[None]:
         troubles.clear()
-        now = survey(client, cluster)
+        now = survey(client, cluster, removed=found.networks)
         with ThreadPoolExecutor(max_workers=max(1, len(now.containers))) as pool:
             troubles.extend(filter(None, pool.map(_remove_container, now.containers)))
         left = survey(client, cluster)
         if not left.containers:  # of a create that never ended, one that outlived its network would be a stranger
             refuse_guests(left, cluster)
             troubles.extend(filter(None, (_remove_network(network) for network in left.networks)))
-            left = survey(client, cluster)
+            left = survey(client, cluster, removed=found.networks)
         names = [str(each.name) for each in left.containers] + [str(each.name) for each in left.networks]
         names += [f"volume {name}" for name in volumes if _volume_left(client, name)]
         return Seen(not names, None, "\n".join([f"left: {', '.join(names)}", *troubles]))

@@ -104,7 +104,7 @@ def load_images(cluster: Cluster, refs: Sequence[str]) -> dict[str, list[str]]:
             fix="have its nodes pull it: sandbox images push <host:port>, then set SANDBOX_REGISTRY=<host:port>",
         )
     with containers.engine_errors(cluster.name):
-        return node_images.load(client(), cluster.name, refs)
+        return node_images.load(containers.nodes(client(), cluster.name), refs)
 
 
 def start_all(docker: DockerClient, name: str) -> list[str]:

@@ -7,6 +7,8 @@ after the network of that create, and on that network alone.
 
 from __future__ import annotations
 
+import itertools
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from sandbox.errors import ClusterError, NotOurs
 from sandbox.host.engine import Identity, identity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from docker import DockerClient
     from docker.models.containers import Container
@@ -69,8 +71,13 @@ class Found:
         return not self.containers and not self.networks
 
 
-def survey(client: DockerClient, cluster: str) -> Found:
+def survey(client: DockerClient, cluster: str, *, removed: Sequence[Network] = ()) -> Found:
     """Find everything under that name, and tell what is ours from what is not.
+
+    Args:
+        client: of the engine.
+        cluster: its name.
+        removed: networks of ours that may be gone by now: what kind made in them at the last moment is ours still.
 
     Raises:
         ClusterError: the cluster was made on another engine.
@@ -86,12 +93,12 @@ def survey(client: DockerClient, cluster: str) -> Found:
         for network in labelled
         if network not in networks
     ]
-    seen = {each.id: each for each in _containers(client, label=f"{KIND_LABEL}={cluster}")}
-    for network in networks:  # by name too: one that never started has no id of its network yet
-        seen |= {each.id: each for each in _containers(client, network=[str(network.id), str(network.name)])}
+    filters: list[dict[str, str | list[str]]] = [{"label": f"{KIND_LABEL}={cluster}"}]
+    # by name too: one that never started has no id of its network yet
+    filters += [{"network": [str(network.id), str(network.name)]} for network in networks]
     ours, guests = [], []
-    for each in seen.values():
-        if _is_ours(each, cluster, claim, networks):
+    for each in _containers(client, filters):
+        if _is_ours(each, cluster, claim, [*networks, *removed]):
             ours.append(each)
         elif joined := [str(network.name) for network in networks if attached(each, network)]:
             guests.append(Guest(str(each.name), joined[0], each.labels.get(KIND_LABEL, "")))
@@ -218,8 +225,14 @@ def _carries_ours(labels: dict[str, str], cluster: str, runs: frozenset[str]) ->
     return ours and labels.get(RUN_LABEL) in runs
 
 
-def _containers(client: DockerClient, **filters: str | list[str]) -> list[Container]:
-    return client.containers.list(all=True, ignore_removed=True, filters={**filters})
+def _containers(client: DockerClient, filters: Sequence[Mapping[str, str | list[str]]]) -> list[Container]:
+    """Look at every container that passes one of the filters, each once."""
+    lists = [client.containers.list(all=True, sparse=True, filters={**each}) for each in filters]
+    found = []
+    for identifier in dict.fromkeys(str(each.id) for each in itertools.chain(*lists)):
+        with suppress(NotFound):  # gone meanwhile
+            found.append(client.containers.get(identifier))
+    return found
 
 
 def _labels(network: Network) -> dict[str, str]:

@@ -9,13 +9,14 @@ from fractions import Fraction
 
 import numpy as np
 
-from sandbox.metrics import interval, placing, recovery
+from sandbox.metrics import interval, placing, recovery, truth
 from sandbox.metrics import pods as pods_
 from sandbox.metrics.history import FaultWindow, Record, record
 from sandbox.metrics.interval import Observed, Seconds, aggregate
 from sandbox.metrics.pods import Pods
 from sandbox.metrics.recovery import SLACK, time_to_recover
-from sandbox.metrics.table import Floats, Mask, Perhaps, Rules, Table
+from sandbox.metrics.table import Floats, Mask, Rules, Table
+from sandbox.metrics.truth import Perhaps
 from sandbox.spec.slo import METRICS, OUTCOMES, WHOLE_RUN, Expression, Selector
 from sandbox.timeline import ClientBeat
 
@@ -53,7 +54,9 @@ def perhaps(rec: Record, selector: Selector) -> Perhaps:
     chosen = rec.table.tagged(tags)
     if "phase" not in selector.tags:
         return Perhaps(chosen, chosen)
-    return Perhaps(chosen, chosen) & rec.table.perhaps_in_phase(selector.tags["phase"], rec.windows, rec.heal_late)
+    return Perhaps(chosen, chosen) & truth.perhaps_in_phase(
+        rec.table, selector.tags["phase"], rec.windows, rec.heal_late
+    )
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def samples(rec: Record, selector: Selector, expression: Expression) -> Samples:
     table, of_outcome = rec.table, METRICS[selector.metric].kind == "count" and expression.aggregation == "rate"
     if selector.metric == "good_request_fraction" or of_outcome:
         is_so = table.good(rec.limits) if not of_outcome else table.ended(selector.metric)
-        so = table.perhaps_good(rec.limits) if not of_outcome else table.perhaps_ended(selector.metric)
+        so = truth.perhaps_good(table, rec.limits) if not of_outcome else truth.perhaps_ended(table, selector.metric)
         low, high = interval.ones(may, so)
         return _samples(is_so[chosen].astype(float).tolist(), low, high)
     lower, upper = interval.ends(table, selector.metric, may)
@@ -130,9 +133,9 @@ def _of_requests(rec: Record, selector: Selector, expression: Expression) -> Obs
     every = np.ones(len(table), dtype=bool)
     is_so, so = every, Perhaps(every, every)
     if name == "good_request_fraction":
-        is_so, so = table.good(rec.limits), table.perhaps_good(rec.limits)
+        is_so, so = table.good(rec.limits), truth.perhaps_good(table, rec.limits)
     elif name in OUTCOMES:
-        is_so, so = table.ended(name), table.perhaps_ended(name)
+        is_so, so = table.ended(name), truth.perhaps_ended(table, name)
     if name == "good_request_fraction" or expression.aggregation == "rate":
         return interval.share(chosen, may, is_so, so)
     if name in OUTCOMES and not chosen.any():  # `truncated<=2` must not pass on an empty run
@@ -192,7 +195,7 @@ def _seconds(rec: Record, phase: str | None) -> Seconds:
     if not named or not rec.table.known.any():
         return Seconds(measured, measured, measured)
     end = named[-1].end
-    soonest = max(float(rec.table.soonest.max()), (rec.load_started or 0.0) + rec.load_asked)
+    soonest = max(float(truth.soonest(rec.table).max()), (rec.load_started or 0.0) + rec.load_asked)
     late = max(0.0, end - soonest) if end == windows[-1].end else 0.0
     moved = rec.heal_late if phase in {"fault", "recovery"} else 0.0
     least = measured - late - (moved if phase == "fault" else 0.0)

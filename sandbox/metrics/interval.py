@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from sandbox.metrics import truth
 from sandbox.metrics.history import Record
-from sandbox.metrics.table import Between, Floats, Mask, Perhaps, Table
+from sandbox.metrics.table import Floats, Mask, Table
+from sandbox.metrics.truth import Between, Perhaps
 from sandbox.spec.slo import Expression, Number
 
 _NANO = 10**9
@@ -73,25 +75,27 @@ def trend(rec: Record, metric: str, chosen: Mask, perhaps: Perhaps, expression: 
     table = rec.table
     values = table.samples(metric, chosen)
     measured = aggregate(values, expression)
-    each = table.gaps() if metric == "icl" else table.between(metric)
-    if each.low is each.high and not table.doubtful.any() and perhaps.certain:
+    each = truth.gaps(table) if metric == "icl" else truth.between(table, metric)
+    if each.low is each.high and not truth.doubtful(table).any() and perhaps.certain:
         return Observed.exactly(measured, len(values))
     lower, upper, sure = _ends(table, metric, each, perhaps)
     low, high = (
         aggregate(lower[:sure] if expression.aggregation == "count" else lower, expression),
         aggregate(upper, expression),
     )
-    if measured is None or low is None or high is None:
-        return Observed(measured, min(sure, len(values)))
     why = ""
     if metric == "tpot" and (silent := int((perhaps.possible & table.ended("ok") & np.isinf(each.high)).sum())):
         why = f"{silent} answers came in one piece, which shows no time between their tokens"
+    if measured is None or low is None or high is None:
+        return Observed(measured, min(sure, len(values)), why=why)
     return Observed(measured, min(sure, len(values)), low, high, why)
 
 
 def ends(table: Table, metric: str, perhaps: Perhaps) -> tuple[Floats, Floats]:
     """Of the requests that may be chosen the lower and the upper bounds of a time; what nothing limits is very long."""
-    lower, upper, _ = _ends(table, metric, table.gaps() if metric == "icl" else table.between(metric), perhaps)
+    lower, upper, _ = _ends(
+        table, metric, truth.gaps(table) if metric == "icl" else truth.between(table, metric), perhaps
+    )
     return lower, np.minimum(upper, _VERY_LONG)
 
 
@@ -109,7 +113,7 @@ def _ends(table: Table, metric: str, each: Between, perhaps: Perhaps) -> tuple[F
     answered = (
         Perhaps(np.ones(len(table), dtype=bool), np.ones(len(table), dtype=bool))
         if of_all
-        else (table.perhaps_ended("ok"))
+        else (truth.perhaps_ended(table, "ok"))
     )
     inside = perhaps & answered
     seen = inside.possible if of_all else inside.possible & table.ended("ok")
@@ -174,7 +178,7 @@ def pace(rec: Record, metric: str, chosen: Mask, perhaps: Perhaps, seconds: Seco
     if not many or measured <= 0:
         return Observed(None, many)
     done, counted = table.ended("ok"), table.counted
-    inside = perhaps & table.perhaps_ended("ok")
+    inside = perhaps & truth.perhaps_ended(table, "ok")
     if metric == "request_rate":
         value, low, high = (int(each.sum()) for each in (chosen & done, inside.sure, inside.possible))
     else:

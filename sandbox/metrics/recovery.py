@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sandbox.metrics import truth
 from sandbox.metrics.history import FaultWindow, Record
 from sandbox.metrics.interval import Observed
 from sandbox.metrics.table import Floats, Mask
@@ -62,8 +63,8 @@ def _recoveries(rec: Record) -> list[_Recovery]:
 
 def _of(rec: Record, fault: FaultWindow, until: float) -> _Recovery:
     table = rec.table
-    ended, scheduled, soonest = table.time("t"), table.time("scheduled"), table.soonest
-    good, perhaps = table.good(rec.limits), table.perhaps_good(rec.limits)
+    ended, scheduled, soonest = table.time("t"), table.time("scheduled"), truth.soonest(table)
+    good, perhaps = table.good(rec.limits), truth.perhaps_good(table, rec.limits)
     due = scheduled < until
     late = table.known & (np.nan_to_num(table.time("sent") - scheduled) > SLACK) & (scheduled >= fault.started)
     bad = (fault.started <= ended) & due & ~good

@@ -24,10 +24,8 @@ REQUEST_TAGS = ("tenant", "model", "profile")
 _TIMES = ("t", "scheduled", "sent", "first", "last")
 _LATE = ("connect", "first", "last", "end")
 _COUNTS = ("chunks", "usage", "content_bytes", "first_bytes")
-_DIGITS = 9  # clocks are read in nanoseconds
-_NO_SUM = 0.01  # of the total limit: so much of it may have gone into a connection that was noticed late
-_ROUNDED = 1e-4  # seconds: bounds are written rounded up
-_STALL = 0.01
+GIVEN_UP = ("timeout", "connect_error", "dropped")  # by the client: whatever else might have come
+DIGITS = 9  # clocks are read in nanoseconds
 
 
 @dataclass(frozen=True)
@@ -48,31 +46,6 @@ class Rules:
     def of(cls, load: Load | None) -> Rules:
         """Those of a scenario's load."""
         return cls(load.timeout, load.idle_timeout, load.arrivals.max_in_flight) if load else cls()
-
-
-@dataclass(frozen=True)
-class Between:
-    """A figure of each row, or of each gap: its least and its greatest true value; NaN where there is none."""
-
-    low: Floats
-    high: Floats
-
-
-@dataclass(frozen=True)
-class Perhaps:
-    """Rows of which something is true: surely, and possibly (the sure ones included)."""
-
-    sure: Mask
-    possible: Mask
-
-    @property
-    def certain(self) -> bool:
-        """What is possible is sure."""
-        return self.sure is self.possible or bool((self.sure == self.possible).all())
-
-    def __and__(self, other: Perhaps) -> Perhaps:
-        """Both."""
-        return Perhaps(self.sure & other.sure, self.possible & other.possible)
 
 
 class Table:
@@ -149,16 +122,16 @@ class Table:
             self._later.extend(late[1:])
 
     def _perhaps_silent(self, request: Request, late: Any, end: float) -> bool:
-        """Whether an answer that came may in truth have been silent for as long as ends one, or just not."""
+        """Whether what came may in truth have been silent for as long as ends a request, or just not."""
         idle, first, last = self.rules.idle, request.first, request.last
-        if request.outcome != "ok" or first is None or last is None or request.t - first + max(late) < idle:
+        if request.outcome in GIVEN_UP or first is None or last is None or request.t - first + max(late) < idle:
             return False
         gaps = [*request.gaps, request.t - last]
         told = [*late, end] if len(late) == len(gaps) else [math.inf] * (len(gaps) + 1)
         pairs = zip(gaps, told[:-1], told[1:], strict=True)
-        return any(gap - later < idle <= gap + earlier for gap, earlier, later in pairs)
+        return any(gap - later <= idle <= gap + earlier for gap, earlier, later in pairs)
 
-    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What was made before, until there is a new row."""
         if key not in self._kept:
             self._kept[key] = make()
@@ -166,18 +139,18 @@ class Table:
 
     def time(self, name: str) -> Floats:
         """One of t, scheduled, sent, first, last: seconds since the run began, NaN where there is none."""
-        found: Floats = self._once(name, lambda: np.array(self._times[name]))
+        found: Floats = self.once(name, lambda: np.array(self._times[name]))
         return found
 
     def late(self, name: str) -> Floats:
         """Seconds by which a reading may be late: of connect, first, last, end. 0 where the client does not say so."""
-        found: Floats = self._once(("late", name), lambda: np.array(self._late[name]))
+        found: Floats = self.once(("late", name), lambda: np.array(self._late[name]))
         return found
 
     @property
     def known(self) -> Mask:
         """Of which requests the client says how late its readings may be."""
-        found: Mask = self._once("known", lambda: np.array(self._known, dtype=bool))
+        found: Mask = self.once("known", lambda: np.array(self._known, dtype=bool))
         return found
 
     @property
@@ -189,7 +162,7 @@ class Table:
     @property
     def counted(self) -> Tokens:
         """Tokens of each answer, as far as the stream can have carried them."""
-        found: Tokens = self._once(
+        found: Tokens = self.once(
             "counted", lambda: Tokens(*(np.array(self._counts[name], dtype=np.int64) for name in _COUNTS))
         )
         return found
@@ -207,8 +180,8 @@ class Table:
     def ended(self, outcome: str) -> Mask:
         """Which requests ended so, as the client saw it."""
         code = self._codes.get(outcome, -1)
-        codes = self._once("outcomes", lambda: np.array(self._outcomes))
-        found: Mask = self._once(("ended", code), lambda: codes == code)
+        codes = self.once("outcomes", lambda: np.array(self._outcomes))
+        found: Mask = self.once(("ended", code), lambda: codes == code)
         return found
 
     def outcomes(self, chosen: Mask) -> dict[str, int]:
@@ -229,18 +202,6 @@ class Table:
             found &= np.array(self._tags[key]) == self._values[key].get(value, -2)
         return found
 
-    @property
-    def soonest(self) -> Floats:
-        """When each request would have ended at the soonest, had the client begun and read it at once."""
-
-        def make() -> Floats:
-            lag = np.nan_to_num(np.maximum(0.0, self.time("sent") - self.time("scheduled")))
-            ended = self.time("t") - self.late("end") - self.late("connect") - lag * self.known
-            return np.where(self.known, np.maximum(ended, self.time("scheduled")), self.time("t"))
-
-        found: Floats = self._once("soonest", make)
-        return found
-
     def in_phase(self, name: str, windows: Iterable[Window]) -> Mask:
         """Which requests belong to a phase: to `fault` if any moment of it fell into the fault's window.
 
@@ -253,23 +214,9 @@ class Table:
         after = ~before & (self.time("scheduled") >= struck.end)
         return {"baseline": before, "fault": ~before & ~after, "recovery": after}[name]
 
-    def perhaps_in_phase(self, name: str, windows: Iterable[Window], late: float = 0.0) -> Perhaps:
-        """As `in_phase`; near an edge on either side of it. `late`: seconds by which the heal was seen too late."""
-        struck = next((window for window in windows if window.kind == "phase" and window.name == "fault"), None)
-        if struck is None:
-            every = np.full(len(self), name == "baseline")
-            return Perhaps(every, every)
-        scheduled = self.time("scheduled")
-        before = Perhaps(self.time("t") < struck.start, self.soonest < struck.start)
-        later = Perhaps(scheduled >= struck.end, scheduled >= struck.end - late)
-        return {
-            "baseline": before,
-            "fault": Perhaps(~before.possible & ~later.possible, ~before.sure & ~later.sure),
-            "recovery": Perhaps(~before.possible & later.sure, ~before.sure & later.possible),
-        }[name]
-
     @property
-    def _answered(self) -> Mask:
+    def answered(self) -> Mask:
+        """Which requests have times that count."""
         return self.ended("ok") & ~np.isnan(self.time("sent"))
 
     def latency(self, metric: str) -> Floats:
@@ -278,7 +225,7 @@ class Table:
         Only answers have one: a failed request has no latency, it has an outcome. But `sched_lag` is the client's own,
         and belongs to everything that was sent.
         """
-        found: Floats = self._once(("latency", metric), lambda: self._latency(metric))
+        found: Floats = self.once(("latency", metric), lambda: self._latency(metric))
         return found
 
     def _latency(self, metric: str) -> Floats:
@@ -288,72 +235,41 @@ class Table:
         if metric == "e2e":
             found = self.time("t") - sent
         elif metric == "ntpot":
-            found = _divided(self.time("t") - sent, self.tokens)
+            found = divided(self.time("t") - sent, self.tokens)
         elif metric == "tpot":
-            found = _divided(self.time("last") - self.time("first"), np.where(self.counted.flowed, self.tokens - 1, 0))
+            found = divided(self.time("last") - self.time("first"), np.where(self.counted.flowed, self.tokens - 1, 0))
         elif metric == "ttft":
             found = self.time("first") - sent
         else:
             found = self.time("first") - self.time("scheduled")
-        return np.where(self._answered, found, np.nan)
-
-    def between(self, metric: str) -> Between:
-        """Each request's figure of a trend metric but `icl`: the least and the greatest that it can be in truth.
-
-        A late reading makes a time too long, a connection noticed late all that follows; a late first token makes the
-        time between tokens too short.
-        """
-        found: Between = self._once(("between", metric), lambda: self._between(metric))
-        return found
-
-    def _between(self, metric: str) -> Between:
-        measured = self.latency(metric)
-        if metric == "sched_lag":
-            return Between(measured, measured)
-        if metric == "tpot":
-            return self._tpot()
-        if metric in {"ttft", "ttft_intended"}:
-            low = self.latency("ttft") - self.late("connect") - self.late("first")
-            return Between(_least(low, measured), measured)
-        low = self.latency("e2e") - self.late("connect") - self.late("end")
-        if metric == "e2e":
-            return Between(_least(low, measured), measured)
-        high = _divided(self.latency("e2e"), self.counted.least, otherwise=np.inf)
-        return Between(_least(_divided(low, self.counted.most), measured), np.where(np.isnan(measured), np.nan, high))
-
-    def _tpot(self) -> Between:
-        tokens, span = self.counted, self.time("last") - self.time("first")
-        low = _divided(np.maximum(0.0, span - self.late("last")), tokens.most - 1)
-        high = _divided(span + self.late("first"), tokens.after_first)
-        there = self._answered & (tokens.most > 1) & ~np.isnan(span)
-        shown = there & tokens.flowed
-        return Between(
-            np.where(there, np.where(shown, low, 0.0), np.nan), np.where(there, np.where(shown, high, np.inf), np.nan)
-        )
+        return np.where(self.answered, found, np.nan)
 
     def samples(self, metric: str, chosen: Mask) -> Floats:
         """Samples of a trend metric over the chosen requests; of `icl` the gaps of all of them."""
         if metric != "icl":
             found = self.latency(metric)[chosen]
             return found[~np.isnan(found)]
-        return np.array(self._gaps)[self.gaps_of(chosen & self._answered)]
+        return self.gaps[self.gaps_of(chosen & self.answered)]
+
+    @property
+    def gaps(self) -> Floats:
+        """Every gap between content chunks, request by request."""
+        found: Floats = self.once("gaps", lambda: np.array(self._gaps))
+        return found
+
+    @property
+    def gaps_late(self) -> tuple[Floats, Floats]:
+        """Of each gap, by how much the chunks before and after it may have come before they were read."""
+        return np.array(self._earlier), np.array(self._later)
+
+    @property
+    def silent(self) -> Mask:
+        """What may in truth have been silent for as long as ends a request, or just not."""
+        return np.array(self._silent, dtype=bool)
 
     def gaps_of(self, chosen: Mask) -> Mask:
         """Which gaps are those of the chosen requests."""
         found: Mask = np.repeat(chosen, np.array(self._gap_counts))
-        return found
-
-    def gaps(self) -> Between:
-        """Each gap of each request, the least and the greatest that it can have been."""
-
-        def make() -> Between:
-            measured = np.array(self._gaps)
-            if not self.known.any():
-                return Between(measured, measured)
-            low = np.maximum(0.0, measured - np.array(self._later))
-            return Between(low, measured + np.array(self._earlier))
-
-        found: Between = self._once("gaps", make)
         return found
 
     def greatest(self, metric: str) -> Floats:
@@ -365,55 +281,8 @@ class Table:
         there = np.flatnonzero(counts)
         if len(there):
             starts = (np.cumsum(counts) - counts)[there]
-            found[there] = np.maximum.reduceat(np.array(self._gaps), starts)
-        return np.where(self._answered, found, np.nan)
-
-    @property
-    def _waited(self) -> Floats:
-        return self.time("t") - self.time("scheduled")
-
-    @property
-    def doubtful(self) -> Mask:
-        """Whose outcome may have been another, had the client read in time; never of a client that does not say it.
-
-        An answer that was silent for nearly as long as ends one, or that was read after its limit was over. A time-out
-        whose request went out late, or before which nobody looked once more. An arrival that was dropped while so many
-        requests were in flight only because they were read late.
-        """
-        found: Mask = self._once("doubtful", self._doubtful)
-        return found
-
-    def _doubtful(self) -> Mask:
-        if not self.known.any():
-            return np.zeros(len(self), dtype=bool)
-        silent = np.array(self._silent, dtype=bool) & self.ended("ok")
-        sent, end, connect = self.time("sent"), self.late("end"), self.late("connect")
-        over = self.time("t") - sent - self.rules.timeout
-        beyond = self.ended("ok") & (over > _ROUNDED)
-        slow = ~np.isinf(connect) & (connect > _NO_SUM * self.rules.timeout)
-        unseen = self.ended("timeout") & (slow | ((over > 0) & (end > over + _ROUNDED)))
-        unseen |= self.ended("connect_error") & (end > _STALL) & (self._waited >= self.rules.timeout)
-        return self.known & (silent | beyond | unseen) | (self.ended("dropped") & ~self._crowded())
-
-    def _crowded(self) -> Mask:
-        """At whose due time so many requests were surely in flight that one more was too many."""
-        begun = ~self.ended("dropped")
-        scheduled = self.time("scheduled")
-        come = np.searchsorted(np.sort(scheduled[begun]), scheduled, side="right")
-        gone = np.searchsorted(np.sort(self.soonest[begun]), scheduled, side="right")
-        found: Mask = come - gone >= self.rules.in_flight
-        return found
-
-    def perhaps_ended(self, outcome: str) -> Perhaps:
-        """Which requests ended so in truth."""
-
-        def make() -> Perhaps:
-            seen, doubtful = self.ended(outcome), self.doubtful
-            other = doubtful if outcome == "timeout" else doubtful & ~self.ended("ok")
-            return Perhaps(seen & ~doubtful, seen | other)
-
-        found: Perhaps = self._once(("perhaps", outcome), make)
-        return found
+            found[there] = np.maximum.reduceat(self.gaps, starts)
+        return np.where(self.answered, found, np.nan)
 
     def within(self, name: str, limit: float) -> Mask:
         """Which requests met one limit of `good`, as measured; one that has no such figure did not.
@@ -421,7 +290,7 @@ class Table:
         But there is no time between the tokens of a one-token answer.
         """
         found = self.latency(name)
-        met = np.asarray(np.round(found, _DIGITS) <= round(limit, _DIGITS), dtype=bool)
+        met = np.asarray(np.round(found, DIGITS) <= round(limit, DIGITS), dtype=bool)
         return met | (np.isnan(found) & (self.tokens <= 1)) if name == "tpot" else met
 
     def good(self, limits: Mapping[str, float]) -> Mask:
@@ -431,38 +300,8 @@ class Table:
             found &= self.within(name, limit)
         return found
 
-    def perhaps_good(self, limits: Mapping[str, float]) -> Perhaps:
-        """Which requests were good in truth."""
 
-        def make() -> Perhaps:
-            ended = self.perhaps_ended("ok")
-            sure, possible = ended.sure.copy(), ended.possible.copy()
-            other = ended.possible & ~self.ended("ok")
-            for name, limit in limits.items():
-                bounds, most = self.between(name), round(limit, _DIGITS)
-                short = (name == "tpot") & (self.tokens <= 1) & np.isnan(bounds.low)
-                sure &= (np.round(bounds.high, _DIGITS) <= most) | short
-                possible &= (np.round(bounds.low, _DIGITS) <= most) | short | (other & self._soon(name, most))
-            return Perhaps(sure, possible)
-
-        found: Perhaps = self._once(("good", tuple(limits.items())), make)
-        return found
-
-    def _soon(self, name: str, limit: float) -> Mask:
-        """Of requests that the client gave up: whether what it did not see may have met a limit."""
-        if name == "tpot":
-            return np.ones(len(self), dtype=bool)
-        of_first = (name != "e2e") & ~np.isnan(self.time("first"))
-        seen = np.where(of_first, self.time("first") - self.late("first"), self.time("t") - self.late("end"))
-        least = seen - self.late("connect") - self.time("sent")
-        return np.isnan(least) | (np.round(least, _DIGITS) <= limit)
-
-
-def _divided(seconds: Floats, by: Integers, otherwise: float = math.nan) -> Floats:
+def divided(seconds: Floats, by: Integers, otherwise: float = math.nan) -> Floats:
+    """The quotients; `otherwise` where there is nothing to divide by."""
     found: Floats = np.divide(seconds, by, out=np.full(len(seconds), otherwise), where=by > 0)
     return found
-
-
-def _least(low: Floats, measured: Floats) -> Floats:
-    """Not below 0, and nowhere where nothing was measured."""
-    return np.where(np.isnan(measured), np.nan, np.maximum(0.0, low))

@@ -92,15 +92,15 @@ def test_policy_storage_and_metrics_are_proven(solo: Cluster, toolbox: str) -> N
 
 def test_an_image_is_loaded_where_it_is_missing_and_not_again(solo: Cluster, toolbox: str) -> None:
     node, docker = solo.nodes[0].name, client()
-    assert node_images.load(docker, NAME, [toolbox]) == {}
+    assert node_images.load(containers.nodes(docker, NAME), [toolbox]) == {}
     container = containers.nodes(docker, NAME)[0]
     # a second name: the first one is what the pods of other tests use
     repository, _, tag = toolbox.rpartition(":")
     docker.images.get(toolbox).tag(repository, f"{tag}-again")
     try:
-        assert node_images.load(docker, NAME, [f"{toolbox}-again"]) == {node: [f"{toolbox}-again"]}
+        assert node_images.load(containers.nodes(docker, NAME), [f"{toolbox}-again"]) == {node: [f"{toolbox}-again"]}
         assert node_images.missing(container, [toolbox, f"{toolbox}-again"]) == []
-        assert node_images.load(docker, NAME, [f"{toolbox}-again"]) == {}
+        assert node_images.load(containers.nodes(docker, NAME), [f"{toolbox}-again"]) == {}
     finally:
         docker.images.remove(f"{toolbox}-again", noprune=True)
 

@@ -208,9 +208,9 @@ def test_a_running_cluster_gets_what_its_spec_now_asks_for(
     monkeypatch.setattr(bringup, "_running", lambda *_, **__: made)
     monkeypatch.setattr(bringup.Kube, "connect", lambda *_: "kube")
     monkeypatch.setattr(bringup, "_furnish", lambda *given: done.append(given))
-    monkeypatch.setattr(bringup.node_images, "load", lambda _, name, refs: done.append((name, refs)))
+    monkeypatch.setattr(bringup.node_images, "load", lambda there, refs: done.append((there[0].name, refs)))
     assert bringup.up(SPEC, app_images=["toolbox"]) is made
-    assert done == [("solo", ["toolbox:1"]), ("kube", SPEC, 1, {"toolbox": "toolbox:1"})]
+    assert done == [("solo-control-plane", ["toolbox:1"]), ("kube", SPEC, 1, {"toolbox": "toolbox:1"})]
 
 
 @pytest.mark.parametrize("gpu", [[], [GpuGroup(profile="h100")]])

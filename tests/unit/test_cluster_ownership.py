@@ -180,6 +180,37 @@ def test_of_a_killed_create_only_what_kind_made_on_that_network_alone_goes(engin
     assert len([each for each in teardown.down("solo") if each.startswith("container")]) == 3
 
 
+def test_a_create_that_failed_beside_a_guest_says_that_it_stays(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make_network(*_: object, **__: object) -> None:
+        mark = json.loads((record.home("solo") / "creating.json").read_text())
+        engine.wires = [FakeNetwork(engine, run=mark["run"])]
+        engine.held = [FakeContainer(engine, "db", cluster="")]
+        raise refusal("driver failed")
+
+    monkeypatch.setattr(containers, "make_network", make_network)
+    with pytest.raises(ClusterError, match="what is left of it stays"):
+        bringup.up(SPEC)
+    assert "docker network disconnect sandbox-solo db" in capsys.readouterr().err
+    assert record.creating("solo")
+    assert (len(engine.held), len(engine.wires)) == (1, 1)
+
+
+def test_what_a_killed_kind_had_asked_for_at_the_last_moment_goes_too(engine: FakeEngine) -> None:
+    half_made(engine)
+    engine.held = []
+    (network,) = engine.wires
+
+    def remove() -> None:
+        engine.wires.clear()
+        engine.held.append(FakeContainer(engine, "solo-control-plane", status="created"))
+
+    network.remove = remove  # type: ignore[method-assign]
+    teardown.down("solo")
+    assert (engine.held, record.names()) == ([], [])
+
+
 def test_what_is_recorded_goes_wherever_somebody_moved_it(engine: FakeEngine) -> None:
     known = put(engine)
     engine.held[0].attrs["NetworkSettings"]["Networks"] = {"theirs": {"NetworkID": "n7", "IPAddress": "198.51.100.1"}}

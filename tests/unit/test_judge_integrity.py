@@ -82,6 +82,13 @@ def stepped(seconds: float, after: float) -> Edit:
     return lambda timeline: [later(event) if event.t > after else event for event in timeline]
 
 
+def in_the_load(seconds: float) -> Edit:
+    """The same, after the load client's third beat."""
+    return lambda timeline: stepped(seconds, [event.t for event in timeline if isinstance(event, ClientBeat)][2])(
+        timeline
+    )
+
+
 def is_a(kind: type, **keys: Any) -> Callable[[Event], bool]:
     return lambda event: isinstance(event, kind) and all(getattr(event, key) == value for key, value in keys.items())
 
@@ -147,8 +154,8 @@ LIES: dict[str, tuple[str, Edit, str]] = {
         "gaps",
     ),
     "a request before the load": ("open", changed(answered, 5, scheduled=1.0, sent=1.0), "the load lasted"),
-    "a clock that jumps ahead in the load": ("open", stepped(10_000, 16.0), "of its pulse"),
-    "a clock that jumps back": ("open", stepped(-10_000, 16.0), "before the run"),
+    "a clock that jumps ahead in the load": ("open", in_the_load(10_000), "of its pulse"),
+    "a clock that jumps back": ("open", in_the_load(-10_000), "before the run"),
     "a phase that never ended": ("open", without(is_a(PhaseChanged, name="exercise", status="ok")), "exercise"),
     "a phase that never began": ("open", without(is_a(PhaseChanged, name="verify", status="started")), "verify"),
     "a phase left out": (
@@ -175,7 +182,7 @@ def test_what_cannot_have_been_is_invalid_and_says_what(lie: str) -> None:
     found = next(each for each in results.checks if each.id == "validity/timeline")
     assert found.status == "invalid"
     assert words in " ".join(found.evidence), found.evidence
-    assert results.verdict == "invalid"
+    assert results.verdict == ("fail" if lie == "a second try succeeded" else "invalid")
 
 
 def test_the_clock_of_one_line_or_of_all_that_follow_is_held_against_when_they_were_written() -> None:

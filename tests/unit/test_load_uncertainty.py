@@ -185,7 +185,13 @@ def test_chunks_that_were_merged_into_one_reading_each_have_its_bound(tmp_path: 
 
 def test_a_stopped_client_knows_how_late_it_was(tmp_path: Path) -> None:
     dice = random.Random(5)  # noqa: S311 - reproducible, nothing secret
-    with golden(settings(tmp_path, tokens=100)) as server, running(server.url, streams=3, each=2) as process:
+    ready = tmp_path / "ready"
+    with (
+        golden(settings(tmp_path, tokens=150)) as server,
+        running(server.url, streams=3, each=2, ready=str(ready)) as process,
+    ):
+        while not ready.exists():
+            time.sleep(0.01)
         for _ in range(6):
             time.sleep(dice.uniform(0.05, 0.3))
             process.send_signal(signal.SIGSTOP)

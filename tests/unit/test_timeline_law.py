@@ -47,7 +47,7 @@ def timelines() -> dict[str, tuple[Event, ...]]:
     return found
 
 
-ALL = [*NAMES, "chaos by hand", "a breach by hand", "workloads by hand", "a failed pod by hand"]
+ALL = [*NAMES, "a breach by hand", "workloads by hand", "a failed pod by hand"]
 
 
 def removed(timeline: list[Event]) -> Iterator[tuple[int, list[Event]]]:
@@ -57,7 +57,7 @@ def removed(timeline: list[Event]) -> Iterator[tuple[int, list[Event]]]:
 
 def doubled(timeline: list[Event]) -> Iterator[tuple[int, list[Event]]]:
     for at, line in enumerate(timeline):
-        for to in {at, len(timeline), 0}:
+        for to in (at, len(timeline)):
             yield at, [*timeline[:to], line, *timeline[to:]]
 
 
@@ -65,7 +65,7 @@ def moved(timeline: list[Event]) -> Iterator[tuple[int, list[Event]]]:
     end = len(timeline) - 1
     for at, line in enumerate(timeline):
         rest = timeline[:at] + timeline[at + 1 :]
-        for to in {0, 1, at - 1, at + 1, at // 2, end - 1, end} - {at, -1, end + 1}:
+        for to in {0, at - 1, at + 1, end - 1, end} - {at, -1, end + 1}:
             yield at, [*rest[:to], line, *rest[to:]]
 
 
@@ -173,7 +173,7 @@ def test_the_judge_says_what_this_court_says(name: str) -> None:
 
 def test_without_the_look_at_the_timeline_the_law_is_broken() -> None:
     """Else this file would prove nothing: the checks of what happened do not notice that a line is lost."""
-    for name, least in (("open", 5), ("chaos by hand", 5), ("a failed pod by hand", 1)):
+    for name, least in (("open", 5), ("everything", 5), ("a failed pod by hand", 1)):
         lost = [edited for at, edited in removed(list(timelines()[name])) if at]
         assert sum(weigh(edited).verdict == "pass" for edited in lost) >= least, name
 
