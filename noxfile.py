@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 MAIN_SCENARIO = "scenarios/chaos/survive-a-lost-replica.yaml"
 
 
-def _install(session: nox.Session) -> None:
+def _install(session: nox.Session, extras: str = "dev") -> None:
     """Install the project with pinned versions; skipped in no time when nothing changed since the last time."""
     wanted = hashlib.sha256()
     for name in ("pyproject.toml", "constraints.txt"):
@@ -25,7 +25,7 @@ def _install(session: nox.Session) -> None:
     stamp = Path(session.virtualenv.location) / "installed"
     if stamp.is_file() and stamp.read_text() == wanted.hexdigest():
         return
-    session.install("-c", "constraints.txt", "-e", ".[dev]")
+    session.install("-c", "constraints.txt", "-e", f".[{extras}]")
     stamp.write_text(wanted.hexdigest())
 
 
@@ -89,3 +89,10 @@ def bench(session: nox.Session) -> None:
     """Speed and memory, each figure beside its twin of the same run; writes docs/reference/benchmarks.md."""
     _install(session)
     session.run("python", "-m", "tests.bench", *session.posargs)
+
+
+@nox.session
+def mutate(session: nox.Session) -> None:
+    """Bugs put in on purpose, in a copy: do the tests see them? Takes an hour, so not in CI; writes the figures."""
+    _install(session, "dev,mutate")
+    session.run("python", "-m", "tests.mutate", *session.posargs)

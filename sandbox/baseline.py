@@ -8,16 +8,17 @@ from typing import Any
 
 from sandbox import metrics
 from sandbox.errors import UsageError
-from sandbox.judge import judge
 from sandbox.judge.against import samples_needed
-from sandbox.spec.results import Results
+from sandbox.recorded import judged
+from sandbox.spec.inputs import Inputs, inputs_of, is_hash
 from sandbox.spec.scenario import Scenario
 from sandbox.spec.slo import Expression, Selector, Threshold, parse_expression, parse_selector
-from sandbox.timeline import BaselineSamples, Event, LoadStarted, RunStarted, read
+from sandbox.timeline import BaselineSamples, Event, LoadStarted, RunStarted
 
 _FIX = "give the folder of a run that passed, such as runs/<id>"
 # What has to be the same, else the difference would be that of two loads; seed and duration need not be.
 _SAME = ("profile", "mix", "locustfile", "arrivals", "keepAlive")
+_FILES = ("profile", "locustfile", "trace")  # compared by what they hold
 _MAY_DIFFER = ("seed", "maxInFlight", "apiKeyEnv", "headers")
 # Whatever these say, it was not measured well. A threshold may be `invalid`: it had no baseline yet.
 _MUST_PASS = ("phase", "steady-state", "fault", "validity")
@@ -46,7 +47,7 @@ def samples_for(scenario: Scenario, folder: Path) -> list[BaselineSamples]:
     if not wanted:
         fix = "write one such as ttft: ['p(50)<=baseline+10%'], or leave the baseline out"
         raise UsageError("no threshold is held against a baseline", where=str(folder), fix=fix)
-    events, results = _judged(folder)
+    events, results = judged(folder, _FIX)
     broken = [check for check in results.checks if check.group in _MUST_PASS and check.status != "pass"]
     if results.verdict == "fail" or broken:
         details = [f"{each.title}: {each.reason or each.observed}" for each in broken[:_FEW]]
@@ -54,17 +55,6 @@ def samples_for(scenario: Scenario, folder: Path) -> list[BaselineSamples]:
     if other := _differences(scenario, events, wanted):
         raise UsageError("is another load, and cannot be compared", where=str(folder), details=other, fix=_FIX)
     return _samples(scenario, folder, events, wanted)
-
-
-def _judged(folder: Path) -> tuple[list[Event], Results]:
-    path = folder / "timeline.jsonl"
-    if not path.is_file():
-        raise UsageError("holds no timeline.jsonl", where=str(folder), fix=_FIX)
-    try:
-        events = list(read(path))
-        return events, judge(events)
-    except ValueError as error:
-        raise UsageError(f"cannot be read: {error}", where=str(path), fix=_FIX) from error
 
 
 def _begun(events: list[Event]) -> RunStarted:
@@ -79,9 +69,12 @@ def _differences(
     scenario: Scenario, events: list[Event], wanted: list[tuple[Selector, Expression, Threshold]]
 ) -> list[str]:
     """Everything in which the two loads differ and that their figures depend on."""
-    earlier = _earlier(events)
-    now, before = _essence(scenario), _essence(earlier)
-    found = [f"load.{key}: {now[key]} here, {before[key]} there" for key in _SAME if now[key] != before[key]]
+    earlier, held = _earlier(events), _begun(events).inputs
+    if held is None:
+        fix = f"run it again with this version: sandbox run {_begun(events).source}"
+        return [f"an older version recorded it, which did not keep what its profile held; {fix}"]
+    now, before = _essence(scenario, inputs_of(scenario.load)), _essence(earlier, held)
+    found = [words for key in _SAME for words in _unlike(f"load.{key}", now[key], before[key])]
     served = next((event.model for event in events if isinstance(event, LoadStarted)), "")
     named = _named_model(scenario)
     if named is not None and named != served:
@@ -92,15 +85,40 @@ def _differences(
     return found
 
 
-def _essence(scenario: Scenario) -> dict[str, Any]:
+def _essence(scenario: Scenario, inputs: Inputs) -> dict[str, Any]:
+    """What of a load decides what is sent: its keys, and what the files that it names hold, whatever their names."""
     load = scenario.load.model_dump(mode="json", by_alias=True) if scenario.load else {}
 
     def shorn(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: shorn(item) for key, item in value.items() if key not in _MAY_DIFFER and item is not None}
+            kept = {key: item for key, item in value.items() if key not in _MAY_DIFFER and item is not None}
+            return {key: _content(inputs, key, item) if key in _FILES else shorn(item) for key, item in kept.items()}
         return [shorn(item) for item in value] if isinstance(value, list) else value
 
-    return {key: shorn(load.get(key)) for key in _SAME}
+    return {key: _content(inputs, key, load.get(key)) if key in _FILES else shorn(load.get(key)) for key in _SAME}
+
+
+def _content(inputs: Inputs, key: str, name: str | None) -> Any:
+    return None if name is None else inputs.get(f"{key} {name}", name)
+
+
+def _unlike(keys: str, here: Any, there: Any) -> list[str]:
+    """Where two of them differ, in words, each by its own keys."""
+    if here == there:
+        return []
+    if isinstance(here, dict) and isinstance(there, dict):
+        return [
+            words
+            for key in dict.fromkeys([*here, *there])
+            for words in _unlike(f"{keys}.{key}", here.get(key), there.get(key))
+        ]
+    if isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
+        pairs = enumerate(zip(here, there, strict=True))
+        return [words for number, pair in pairs for words in _unlike(f"{keys}[{number}]", *pair)]
+    if is_hash(here) and is_hash(there):
+        return [f"{keys}: another text here than there"]
+    told = ["a long text" if is_hash(each) else "none" if each is None else each for each in (here, there)]
+    return [f"{keys}: {told[0]} here, {told[1]} there"]
 
 
 def _named_model(scenario: Scenario) -> str | None:

@@ -6,6 +6,8 @@ import json
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -31,6 +33,7 @@ app = typer.Typer(
 app.add_typer(gpu_app, name="gpu")
 app.add_typer(images_app, name="images")
 app.command()(load)
+errors_out = Console(stderr=True, highlight=False, soft_wrap=True)
 ShapeArgument = Annotated[str, typer.Argument(help="A shape: a name of clusters/, or the path of a file.")]
 NameArgument = Annotated[str, typer.Argument(help="A cluster's name.")]
 ScenariosArgument = Annotated[list[str], typer.Argument(help="Scenario files, folders, or names.")]
@@ -96,17 +99,41 @@ def down(
 
     if bool(names) == all_:
         raise UsageError("name the clusters to remove, or say --all", fix="sandbox status")
+    wanted = [each.name for each in cluster.list_clusters()] if all_ else names or []
     removed: dict[str, list[str]] = {}
-    for name in [each.name for each in cluster.list_clusters()] if all_ else names or []:
-        with cluster.lease(name):  # not from under a run
+    leftovers: list[str] = []
+    refused: list[SandboxError] = []  # one that stays keeps no other one up
+    for name in wanted:
+        with _kept_for_later(refused), cluster.lease(name):  # not from under a run
             removed[name] = cluster.down(name)
-        if output is Output.text:
-            out.print(f"{name} is down: {len(removed[name])} things removed")
-    leftovers = cluster.reap() if all_ else []  # what no record speaks of any more
+    if all_:  # what no record speaks of any more
+        with _kept_for_later(refused):
+            leftovers = cluster.reap(strict=True)
     if output is Output.json:
         write_json({"removed": removed, "leftovers": leftovers})
-    for name in leftovers if output is Output.text else ():
-        out.print(f"{name}: removed, a leftover")
+    else:
+        for name, things in removed.items():
+            out.print(f"{name} is down: {len(things)} things removed")
+        for name in leftovers:
+            out.print(f"{name}: removed, a leftover")
+    _raise_worst(refused)
+
+
+@contextmanager
+def _kept_for_later(refused: list[SandboxError]) -> Iterator[None]:
+    try:
+        yield
+    except SandboxError as error:
+        refused.append(error)
+
+
+def _raise_worst(refused: list[SandboxError]) -> None:
+    """Show all; the exit code is 1 where one of them has it, else that of the first."""
+    worst = sorted(refused, key=lambda error: error.exit_code != EXIT_FAIL)
+    for other in worst[1:]:
+        errors_out.print(str(other), markup=False)
+    if worst:
+        raise worst[0]
 
 
 @app.command()
@@ -226,12 +253,12 @@ def run(
         return
     options = Options(runs=runs, keep=keep, allow_changes=allow_changes, cluster_name=cluster_name, baseline=baseline)
     outcomes = suite.execute_all(plans, options)
+    published = suite.publish(outcomes, runs)
     if output is Output.json:
         write_json([each.results.model_dump(mode="json", by_alias=True) for each in outcomes])
     else:
-        suite.show(outcomes, out, runs)
-    suite.publish(outcomes, runs)
-    raise typer.Exit(suite.exit_code(outcomes))
+        suite.show(outcomes, out, runs, published)
+    raise typer.Exit(suite.exit_code(outcomes, published))
 
 
 @app.command()
@@ -242,11 +269,13 @@ def judge(
     """Judge a run again from its timeline, without a cluster, and write its report anew."""
     from sandbox import suite
 
-    results = suite.replay(folder)
+    results, written = suite.replay(folder)
     if output is Output.json:
         write_json(results.model_dump(mode="json", by_alias=True))
     else:
         suite.show_one(results, out, folder)
+    if (missed := written.missed(folder)) is not None and results.verdict != "fail":
+        raise missed
     raise typer.Exit(suite.VERDICT_CODES[results.verdict])
 
 
@@ -260,10 +289,11 @@ def report(
 
     written = suite.rewrite(folder)
     if output is Output.json:
-        write_json(written)
-        return
-    for path in written:
+        write_json([*written.files.values()])
+    for path in written.files.values() if output is Output.text else ():
         out.print(str(path), markup=False, soft_wrap=True)
+    if (missed := written.missed(folder)) is not None:
+        raise missed
 
 
 @app.command()
@@ -288,7 +318,6 @@ def version() -> None:
 def main() -> None:
     """Entry point: errors as one readable message, exit codes as documented."""
     signal.signal(signal.SIGTERM, _interrupt)
-    errors_out = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         app()
     except SandboxError as error:

@@ -152,12 +152,12 @@ def _once(wanted: Plan, runs: Path, baseline: Path | None, output: Output) -> No
 
     _look(wanted)
     outcomes = suite.execute_all([wanted], Options(runs=runs, baseline=baseline))
+    published = suite.publish(outcomes, runs)
     if output is Output.json:
         write_json(outcomes[0].results.model_dump(mode="json", by_alias=True))
     else:
-        suite.show(outcomes, out, runs)
-    suite.publish(outcomes, runs)
-    raise typer.Exit(suite.exit_code(outcomes))
+        suite.show(outcomes, out, runs, published)
+    raise typer.Exit(suite.exit_code(outcomes, published))
 
 
 def _look(wanted: Plan) -> None:

@@ -6,6 +6,7 @@
     ├── EnvironmentMissing           4       the machine lacks something; the fix is named
     │   ├── ImageUnavailable         4       an image can be neither pulled nor built
     │   └── ClusterError             4       the cluster could not be made, reached or removed
+    │       └── NotOurs              1       what others made is in the way; it is left alone
     └── DeadlineExceeded             3       a wait ran out; says what it last saw
 
 Exit codes of a run: 0 pass, 1 fail, 2 usage or bad spec, 3 invalid, 4 environment missing, 130 interrupted.
@@ -19,6 +20,7 @@ EXIT_USAGE = 2
 EXIT_INVALID = 3
 EXIT_ENVIRONMENT = 4
 EXIT_INTERRUPTED = 130
+_DETAILS = 3
 
 
 class SandboxError(Exception):
@@ -77,3 +79,17 @@ class ImageUnavailable(EnvironmentMissing):
 
 class ClusterError(EnvironmentMissing):
     """The cluster could not be made, reached, or removed."""
+
+
+class NotOurs(ClusterError):
+    """What others made has the cluster's name, or is on its network. Nothing of it was touched."""
+
+    exit_code = EXIT_FAIL
+
+
+def told(error: Exception) -> list[str]:
+    """What happened, where, what was seen last, what to do: on one line of a report."""
+    if not isinstance(error, SandboxError):
+        return [f"{type(error).__name__}: {error}"]
+    head = f"{error.where}: {error.what}" if error.where else error.what
+    return [head, *error.details[:_DETAILS], *([f"fix: {error.fix}"] if error.fix else [])]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sandbox import attacks, faults, workloads
@@ -43,8 +44,10 @@ def exercise(run: Run) -> None:
         halt.callback(run.stop.set)
         strikes = [pool.submit(_strike, run, index, use, begun) for index, use in enumerate(run.plan.faults)]
         work = [*strikes]
+        last = _nothing
         if scenario.workloads:
-            work += _start_workloads(run, begun, strikes, pool, halt)
+            driven, last = _start_workloads(run, begun, strikes, pool, halt)
+            work += driven
         if process is None or scenario.load is None:
             _finish(run, work)
         else:
@@ -61,12 +64,18 @@ def exercise(run: Run) -> None:
             if code:
                 details = runner.tail(process.log)
                 raise Unproven(f"the load client ended with exit code {code}", details=details)
+        if not run.stop.is_set():
+            _finish(run, [pool.submit(last)])
+
+
+def _nothing() -> None:
+    """Where there are no workloads, nothing is looked at last."""
 
 
 def _start_workloads(
     run: Run, begun: float, strikes: Sequence[Future[None]], pool: ThreadPoolExecutor, halt: ExitStack
-) -> list[Future[None]]:
-    """Begin to watch, and start every workload at its time; the nodes are looked at when all were watched."""
+) -> tuple[list[Future[None]], Callable[[], None]]:
+    """Begin to watch, and start every workload at its time; what is returned beside is to be done when all is over."""
     _, kube = run.ground
     wanted = run.plan.scenario.workloads
     makers = halt.enter_context(ThreadPoolExecutor(max_workers=_MAKERS, thread_name_prefix="pods"))
@@ -82,12 +91,7 @@ def _start_workloads(
     halt.callback(run.stop.set)  # before the pool of makers is waited for
     driven = [pool.submit(workloads.drive, ground, board, each, begun + each.at) for each in wanted]
 
-    def look() -> None:
-        wait(driven)
-        if not run.stop.is_set():
-            workloads.look_at_nodes(ground, board, wanted)
-
-    return [*driven, pool.submit(look)]
+    return driven, partial(workloads.close, ground, board, wanted)
 
 
 def _strike(run: Run, index: int, use: FaultUse, begun: float) -> None:

@@ -25,7 +25,8 @@ def find(plan: Plan, between: tuple[float, float], runs: Path) -> tuple[Path, se
     def step(rate: float) -> search.Step:
         say(f"search: {rate:g} requests/s")
         outcome = execute(_at(plan, rate), Options(runs=folder))
-        if isinstance(outcome.error, BaseException) and not isinstance(outcome.error, errors.SandboxError):
+        told = isinstance(outcome.error, errors.SandboxError) and outcome.results.verdict != "pass"
+        if outcome.error is not None and not told:
             raise outcome.error
         made.append(search.judged(rate, outcome.results))
         say(f"search: {rate:g} requests/s: {made[-1].verdict}")
@@ -38,7 +39,12 @@ def find(plan: Plan, between: tuple[float, float], runs: Path) -> tuple[Path, se
 
 
 def _keep(folder: Path, found: search.Found) -> None:
-    write_atomic(folder / "search.json", json.dumps(as_json(found), indent=2) + "\n")
+    try:
+        write_atomic(folder / "search.json", json.dumps(as_json(found), indent=2) + "\n")
+    except OSError as error:
+        words = f"could not be written: {error.strerror}"
+        fix = "make room, or name another folder: --runs DIR"
+        raise errors.EnvironmentMissing(words, where=str(folder / "search.json"), fix=fix) from error
 
 
 def _at(plan: Plan, rate: float) -> Plan:

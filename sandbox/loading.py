@@ -80,6 +80,7 @@ def _cluster_of(run: Run, workers: Workers, halt: ExitStack) -> tuple[Kube, str]
         return run.ground[1], run.images[IMAGE]
     halt.enter_context(cluster.lease(workers.cluster))
     other = cluster.current(workers.cluster)
+    cluster.prove_ours(other)
     if other.provider == "existing":
         image = images.mirrored([IMAGE])[IMAGE]
     else:

@@ -20,6 +20,7 @@ from sandbox.spec.attack import Attempt
 from sandbox.spec.base import KeyPath, Metadata, reach
 from sandbox.spec.cluster import ClusterSpec
 from sandbox.spec.contradictions import contradictions, idle
+from sandbox.spec.folder import is_yaml, refuse_stranger, yaml_files
 from sandbox.spec.guardrail import Guardrail
 from sandbox.spec.loader import Document, load, load_text
 from sandbox.spec.profile import Profile
@@ -159,6 +160,8 @@ def load_all(wanted: Sequence[str]) -> list[Plan]:
             continue
         for path in found:
             try:
+                if Path(each).is_dir():
+                    refuse_stranger(path, each)
                 plans.append(_load_one(path))
             except UsageError as error:
                 broken.append(error)
@@ -181,11 +184,11 @@ def _paths(wanted: str) -> list[Path]:
     if wanted.endswith("/") and not path.exists():
         raise UsageError("there is no such folder", where=wanted, fix="check the path, or: sandbox list scenarios")
     if path.is_dir():
-        found = sorted(path.rglob("*.yaml"))
+        found = yaml_files(path)
         if not found:
             raise UsageError("holds no scenario", where=wanted, fix="sandbox list scenarios")
         return found
-    if path.is_file() or path.suffix in {".yaml", ".yml"}:
+    if path.is_file() or is_yaml(path):
         return [path]
     return [files.locate("scenarios", wanted, kind="scenario")]
 

@@ -5,8 +5,7 @@ Everything heavy is imported where it is used: this module is loaded into every 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,8 @@ if TYPE_CHECKING:
     from sandbox.spec.results import Results
 
 _CLUSTERS = pytest.StashKey["Clusters"]()
-_FIRST_BYTES = 4096
-_OURS = re.compile(r"""^kind:\s*["']?Scenario["']?\s*(#.*)?$""", re.MULTILINE)
-_ELSES = re.compile(r"""^apiVersion:(?!\s*["']?sandbox/)""", re.MULTILINE)
+_HOMES = pytest.StashKey[dict[Path, bool]]()
+_SUFFIXES = (".yaml", ".yml")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Announce our markers and stand in for pytest-kubernetes's provider."""
     config.addinivalue_line("markers", "sandbox_cluster(shape): the cluster that `sandbox_cluster` brings up")
     config.addinivalue_line("markers", "sandbox_stack(name, **values): the stack that `sandbox_stack` deploys")
+    config.stash[_HOMES] = {}
     config.stash[_CLUSTERS] = Clusters(keep=bool(config.getoption("--sandbox-keep")))
     if config.pluginmanager.hasplugin("pytest_kubernetes") or config.pluginmanager.hasplugin("pytest-kubernetes"):
         # Registered after all entry points, so that its `k8s_manager` comes before pytest-kubernetes's own.
@@ -54,14 +53,47 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """A YAML file that says `kind: Scenario` is a test."""
-    if file_path.suffix not in {".yaml", ".yml"}:
+    """A YAML file that is meant as a scenario is a test, mistakes and all; so is each that lies among scenarios."""
+    if file_path.suffix.lower() not in _SUFFIXES:
         return None
-    with file_path.open(encoding="utf-8", errors="replace") as file:
-        head = file.read(_FIRST_BYTES)
-    if not _OURS.search(head) or _ELSES.search(head):
+    if not (_is_meant(file_path) or _home(file_path, parent.config)):
         return None
     return ScenarioFile.from_parent(parent, path=file_path)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Links that lead nowhere, which pytest passes over: of folders of scenarios they are tests that fail."""
+    from sandbox.spec.folder import yaml_files
+
+    asked = [Path(config.invocation_params.dir, each.partition("::")[0]).resolve() for each in config.args]
+    for home in [home for home, holds in config.stash[_HOMES].items() if holds]:
+        for file in yaml_files(home):
+            if not file.exists() and any(file.absolute().is_relative_to(each) for each in asked):
+                items += ScenarioFile.from_parent(session, path=file).collect()
+
+
+def _is_meant(file: Path) -> bool:
+    """Whether a file is meant as a scenario; one that cannot be read says nothing of itself."""
+    from sandbox.spec.folder import meant_as
+
+    try:
+        return meant_as(file) == "scenario"
+    except OSError:
+        return False
+
+
+def _home(file: Path, config: pytest.Config) -> Path | None:
+    """The folder called `scenarios` that a file lies in, if any scenario of ours does; others' may be called so too."""
+    from sandbox.spec.folder import yaml_files
+
+    known = config.stash[_HOMES]
+    for folder in (each for each in file.parents if each.name.lower() == "scenarios"):
+        if folder not in known:
+            known[folder] = folder.is_relative_to(config.rootpath) and any(map(_is_meant, yaml_files(folder)))
+        if known[folder]:
+            return folder
+    return None
 
 
 class Clusters:
@@ -103,12 +135,14 @@ class Clusters:
 class ScenarioFile(pytest.File):
     """One scenario file."""
 
-    def collect(self) -> Iterable[pytest.Item]:
+    def collect(self) -> list[pytest.Item]:
         """One item, under the scenario's own name."""
         name = self.path.stem
-        with suppress(yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):  # running it says what is wrong
+        with suppress(
+            OSError, yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError
+        ):  # running it says what is wrong
             name = yaml.safe_load(self.path.read_text(encoding="utf-8"))["metadata"]["name"]
-        yield ScenarioItem.from_parent(self, name=str(name))
+        return [ScenarioItem.from_parent(self, name=str(name))]
 
 
 class ScenarioItem(pytest.Item):
@@ -143,12 +177,13 @@ class NotHeldError(AssertionError):
             for check in results.checks
             if check.status != "pass"
         ]
-        super().__init__("\n".join([*lines, f"  report: {folder / 'report.html'}"]))
+        report = folder / "report.html"
+        super().__init__("\n".join([*lines, *([f"  report: {report}"] if report.is_file() else [])]))
         self.results = results
 
 
 def run_scenario(config: pytest.Config, scenario: Path | str) -> Outcome:
-    """Run one scenario on the session's cluster of its shape."""
+    """Run one scenario on the session's cluster of its shape; a pass that leaves no report is an error."""
     from sandbox import plan
     from sandbox.run import Options, execute
 
@@ -159,6 +194,8 @@ def run_scenario(config: pytest.Config, scenario: Path | str) -> Outcome:
     runs = Path(config.getoption("--sandbox-runs"))
     outcome = execute(loaded, Options(runs=runs, cluster_name=name, keep_cluster=True))
     if isinstance(outcome.error, KeyboardInterrupt):
+        raise outcome.error
+    if outcome.error is not None and outcome.results.verdict == "pass":  # such as a report that could not be written
         raise outcome.error
     return outcome
 

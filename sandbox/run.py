@@ -18,7 +18,7 @@ import psutil
 
 from sandbox import __version__, baseline, cluster, errors, grammar, images, loading, steady, workloads
 from sandbox.cluster import Cluster, Owner
-from sandbox.errors import SandboxError, Unproven
+from sandbox.errors import ClusterError, SandboxError, Unproven
 from sandbox.exercise import exercise
 from sandbox.gpu import strike
 from sandbox.host import prepare, require
@@ -26,12 +26,13 @@ from sandbox.judge import judge as judged
 from sandbox.kube import Kube, collect, guardrails, namespaces, stacks
 from sandbox.plan import Plan
 from sandbox.progress import say, step
-from sandbox.report.write import write_all
+from sandbox.report.files import make_folder
+from sandbox.report.write import Written, write_all
+from sandbox.spec.inputs import inputs_of
 from sandbox.spec.results import Results
 from sandbox.timeline import BaselineSamples, Fact, PhaseChanged, RunStarted, Timeline, read, wall_now
 
 _STEADY_SECONDS = 30.0
-_DETAILS = 3
 _GIB = 1 << 30
 
 
@@ -74,6 +75,7 @@ class Run:
     urls: dict[str, str] = field(default_factory=dict)  # stack -> where it answers, of those it requires too
     tenant: guardrails.Tenant | None = None
     results: Results | None = None
+    written: Written | None = None
 
     def fact(self, about: str, **values: Any) -> None:
         """Record something about the ground this run stands on."""
@@ -209,7 +211,7 @@ def judge(run: Run) -> None:
 def report(run: Run) -> None:
     """Everything a person or a CI job reads of this run."""
     if run.results is not None:
-        write_all(run.results, read(run.timeline.path), run.folder)
+        run.written = write_all(run.results, read(run.timeline.path), run.folder)
 
 
 PHASES: tuple[Callable[[Run], None], ...] = (preflight, up, deploy, verify, exercise, recover, judge, report)
@@ -227,13 +229,13 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0 pass, 1 fail, 3 invalid, 4 environment missing, 130 interrupted."""
+        """0 pass, 1 fail, 3 invalid, 4 environment missing (or a report's file), 130 interrupted."""
         if isinstance(self.error, KeyboardInterrupt):
             return errors.EXIT_INTERRUPTED
         if self.results.verdict == "fail":
             return errors.EXIT_FAIL
-        if isinstance(self.error, SandboxError):
-            return self.error.exit_code
+        if isinstance(self.error, SandboxError):  # NotOurs has the code of a `fail`, and is no verdict
+            return errors.EXIT_ENVIRONMENT if isinstance(self.error, ClusterError) else self.error.exit_code
         return errors.EXIT_PASS if self.results.verdict == "pass" else errors.EXIT_INVALID
 
 
@@ -251,23 +253,25 @@ def execute(plan: Plan, options: Options) -> Outcome:
 
 def _execute(plan: Plan, options: Options, earlier: list[BaselineSamples]) -> Outcome:
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{plan.scenario.metadata.name}-{uuid.uuid4().hex[:4]}"
-    folder = options.runs / run_id
-    folder.mkdir(parents=True)
+    folder = make_folder(options.runs / run_id)
     with Timeline(folder / "timeline.jsonl") as log, ExitStack() as undo:
         run = Run(plan, options, folder, timeline=log, undo=undo)
         log.append(_beginning(run, run_id))
         for samples in earlier:
             log.append(samples)
         error = _through(run)
-        left = _unwound(run)
-        if left is not None:  # a run that could not clean up after itself is no pass, in every file of it
+        if (
+            left := _unwound(run)
+        ) is not None:  # a run that could not clean up after itself is no pass, in every file of it
             error = error or left
             for phase in _ALWAYS:
                 phase(run)
         log.append(log.finished())
-    if run.results is None:
+    if run.results is None or run.written is None:
         raise Unproven("the run was not judged", where=str(folder), fix=f"sandbox judge {folder}")
-    return Outcome(run.results, folder, error)
+    if missed := run.written.missed(folder):
+        say(str(missed))
+    return Outcome(run.results, folder, error or missed)
 
 
 def _through(run: Run) -> BaseException | None:
@@ -293,7 +297,7 @@ def _unwound(run: Run) -> BaseException | None:
         run.undo.close()
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the run's verdict must be told all the same
         say(f"not all of it could be removed: {error or 'interrupted'}")
-        words = _words(error) if isinstance(error, Exception) else ["interrupted"]
+        words = errors.told(error) if isinstance(error, Exception) else ["interrupted"]
         run.timeline.append(
             PhaseChanged(t=run.timeline.now(), name="clean up", status="failed", detail="; ".join(words))
         )
@@ -316,7 +320,7 @@ def _phase(run: Run, name: str) -> Iterator[None]:
         write("failed", "interrupted")
         raise
     except Exception as error:
-        write("failed", "; ".join(_words(error)))
+        write("failed", "; ".join(errors.told(error)))
         raise
     write("ok")
 
@@ -328,14 +332,6 @@ def _references(plan: Plan) -> dict[str, str]:
     return {name: image.ref for name, image in images.ensure(plan.images).items()}
 
 
-def _words(error: Exception) -> list[str]:
-    """What happened, where, what was seen last, what to do: on one line of a report."""
-    if not isinstance(error, SandboxError):
-        return [f"{type(error).__name__}: {error}"]
-    head = f"{error.where}: {error.what}" if error.where else error.what
-    return [head, *error.details[:_DETAILS], *([f"fix: {error.fix}"] if error.fix else [])]
-
-
 def _beginning(run: Run, run_id: str) -> RunStarted:
     return RunStarted(
         t=run.timeline.now(),
@@ -345,6 +341,7 @@ def _beginning(run: Run, run_id: str) -> RunStarted:
         source=str(run.plan.source),
         versions={"sandbox": __version__},
         grammar=grammar.KNOWN,
+        inputs=inputs_of(run.plan.scenario.load),
     )
 
 

@@ -8,27 +8,24 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich.console import Console
 
-from sandbox import cluster, errors
+from sandbox import cluster, errors, recorded
 from sandbox.cluster import Owner, record
-from sandbox.errors import UsageError
-from sandbox.judge import judge
+from sandbox.errors import SandboxError
 from sandbox.plan import Plan
+from sandbox.progress import say
 from sandbox.report import github, suite, terminal
-from sandbox.report.files import RESULTS, read_results
-from sandbox.report.write import write_all
+from sandbox.report.files import INDEX, RESULTS, read_results
+from sandbox.report.write import Written, write_all
 from sandbox.run import Options, Outcome, execute
 from sandbox.spec.results import Results, Status
-from sandbox.timeline import read
 
 VERDICT_CODES: dict[Status, int] = {
     "pass": errors.EXIT_PASS,
     "fail": errors.EXIT_FAIL,
     "invalid": errors.EXIT_INVALID,
 }
-_MISTAKES = 5
 # The worst first; an interrupted suite says so, whatever its runs found until then.
 _ORDER = (
     errors.EXIT_INTERRUPTED,
@@ -57,12 +54,20 @@ def execute_all(plans: Sequence[Plan], options: Options) -> list[Outcome]:
     names = [name for _, name in turns]
     with ExitStack() as undo:
         for position, (plan, name) in enumerate(turns):
-            undo.callback(release, name)  # where an interrupt keeps the last of its runs from doing so
+            undo.callback(_end, name)  # where an interrupt keeps the last of its runs from doing so
             outcome = execute(plan, replace(options, keep_cluster=name in names[position + 1 :]))
             outcomes.append(outcome)
             if isinstance(outcome.error, KeyboardInterrupt):
                 break
     return outcomes
+
+
+def _end(name: str) -> None:
+    """Release a cluster; that it stays was an error of its last run, and hides no verdict."""
+    try:
+        release(name)
+    except SandboxError as error:
+        say(str(error))
 
 
 def release(name: str) -> None:
@@ -72,26 +77,35 @@ def release(name: str) -> None:
         cluster.down(name)
 
 
-def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """The worst of all; of no run at all, `invalid`."""
+def exit_code(outcomes: Sequence[Outcome], published: Written | None = None) -> int:
+    """The worst of all, a file over several runs that could not be written included; of no run at all, `invalid`."""
     codes = {outcome.exit_code for outcome in outcomes}
+    codes |= {errors.EXIT_ENVIRONMENT} if published and published.missing else set()
     return next((code for code in _ORDER if code in codes), errors.EXIT_INVALID)
 
 
-def publish(outcomes: Sequence[Outcome], runs: Path) -> None:
-    """Write what stands over several runs, and tell a CI system where there is one."""
+def publish(outcomes: Sequence[Outcome], runs: Path) -> Written:
+    """Write what stands over several runs, and tell a CI system where there is one; what could not be is said."""
     results = [outcome.results for outcome in outcomes]
+    published = Written({}, [])
     if len(results) > 1:
-        suite.write_suite(results, runs, {each.results.run_id: each.folder for each in outcomes})
-    github.announce(results, sys.stderr)
+        published = suite.write_suite(results, runs, {each.results.run_id: each.folder for each in outcomes})
+    try:
+        github.announce(results, sys.stderr)
+    except OSError as error:
+        published.missing.append(f"the step summary, {error.filename}: {error.strerror}")
+    for line in published.missing:
+        say(f"could not be written: {line}")
+    return published
 
 
-def show(outcomes: Sequence[Outcome], console: Console, runs: Path) -> None:
-    """Tell a person what came of it."""
+def show(outcomes: Sequence[Outcome], console: Console, runs: Path, published: Written) -> None:
+    """Tell a person what came of it, and where it lies."""
     for outcome in outcomes:
         show_one(outcome.results, console, outcome.folder)
     if len(outcomes) > 1:
-        suite.render_suite([outcome.results for outcome in outcomes], console, runs)
+        folder = runs if INDEX in published.files else None
+        suite.render_suite([outcome.results for outcome in outcomes], console, folder)
 
 
 def show_one(results: Results, console: Console, folder: Path) -> None:
@@ -99,33 +113,22 @@ def show_one(results: Results, console: Console, folder: Path) -> None:
     terminal.render(results, console, folder)
 
 
-def replay(folder: Path) -> Results:
+def replay(folder: Path) -> tuple[Results, Written]:
     """Judge a run from its timeline and write its files anew.
 
     Raises:
         UsageError: there is no timeline in `folder`, or it cannot be trusted.
     """
-    path = folder / "timeline.jsonl"
-    if not path.is_file():
-        raise UsageError(
-            "holds no timeline.jsonl", where=str(folder), fix="give the folder of a run, such as runs/<id>"
-        )
-    try:
-        results = judge(read(path))
-    except ValidationError as error:
-        raise UsageError(
-            "cannot be judged: its timeline holds what this version does not know",
-            where=str(path),
-            details=[f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:_MISTAKES]],
-            fix="judge it with the version that recorded it",
-        ) from error
-    except ValueError as error:
-        raise UsageError(f"cannot be judged: {error}", where=str(path), fix="run the scenario again") from error
-    write_all(results, read(path), folder)
-    return results
+    events, results = recorded.judged(folder)
+    return results, write_all(results, events, folder)
 
 
-def rewrite(folder: Path) -> list[Path]:
-    """Write a run's files from its results as they are; judge first where there are none."""
-    results = read_results(folder / RESULTS) if (folder / RESULTS).is_file() else replay(folder)
-    return [*write_all(results, read(folder / "timeline.jsonl"), folder).values()]
+def rewrite(folder: Path) -> Written:
+    """Write a run's files from its results as they are; judge first where there are none.
+
+    Raises:
+        UsageError: as `replay`.
+    """
+    if not (folder / RESULTS).is_file():
+        return replay(folder)[1]
+    return write_all(read_results(folder / RESULTS), recorded.events_of(folder), folder)

@@ -46,6 +46,10 @@ class RunStarted(_Event):
     source: str = Field(description="The scenario's file name.")
     versions: dict[str, str] = Field(default_factory=dict)
     grammar: int = Field(default=1, description="Of this timeline: what its lines look like.")
+    inputs: dict[str, dict[str, str]] | None = Field(
+        default=None,
+        description="What the files that the load names held: file -> key -> text, or its hash; null: not recorded.",
+    )
 
 
 class PhaseChanged(_Event):
@@ -87,7 +91,8 @@ class LoadStarted(_Event):
     asked: dict[str, Any] = Field(description="Arrival process, rate or users, duration, seed.")
 
 
-EMPTY = "the answer is whole, and says nothing"  # the detail of such a request
+EMPTY = "the answer is whole, and says nothing"  # detail of an `empty` request; older clients called it `ok`
+EMPTY_ALLOWED = f"{EMPTY}, as its profile allows"  # detail of an `ok` one
 
 
 class Request(_Event):
@@ -115,7 +120,9 @@ class Request(_Event):
     content_bytes: int | None = Field(
         default=None, description="Bytes of text that came as content, reasoning or tool calls; null: not counted."
     )
-    first_bytes: int | None = Field(default=None, description="Those of the first content chunk; null: not counted.")
+    first_bytes: int | None = Field(
+        default=None, description="Those until the first content chunk was whole; null: none, or not counted."
+    )
     outcome: str
     status: int | None = None
     detail: str = ""
@@ -131,7 +138,7 @@ class ClientBeat(_Event):
     beats: int = Field(description="Heartbeats in this second.")
     cpu: float = Field(description="Share of one core used since the last beat.")
     machine: float | None = Field(
-        default=None, description="Share of all cores that the processes of others used since then; null: unknown."
+        default=None, description="Share of all cores that other processes used since then; null: unknown."
     )
     in_flight: int
     worker: str = Field(default="", description="Which of several load processes.")
@@ -175,6 +182,11 @@ class LoadFinished(_Event):
     type: Literal["load.finished"] = "load.finished"
     attempted: int
     aborted: str = Field(default="", description="Why it ended early, if it did.")
+    users_asked: int | None = Field(default=None, description="Of a load of users: how many there were to be.")
+    users: int | None = Field(default=None, description="How many of those ever began what they were to do.")
+    targets: dict[str, int] = Field(
+        default_factory=dict, description="Of a locustfile: requests by server; the load's own by its URL."
+    )
     lines: Lines = Field(default_factory=dict, description="What the load's writers had written before this line.")
 
 
@@ -219,29 +231,20 @@ class WorkloadStarted(_Event):
     asked: dict[str, Any] = Field(default_factory=dict, description="Of each pod: resources, claim, where it may go.")
 
 
+PodState = Literal["created", "refused", "waiting", "scheduled", "allocated",
+                   "running", "succeeded", "failed", "lost", "printed", "silent"]  # fmt: skip
+
+
 class PodEvent(_Event):
     """Something became of a pod of a workload, as the API server told it; `t` of `created` is when it was sent.
 
-    `waiting`: the scheduler holds it back, in `message` why. `lost`: deleted by somebody else. `allocated`: the devices
-    of its claim. `printed` and `silent`: its log matched, or at the end still did not, what it has to print.
+    `waiting`: the scheduler holds it back. `lost`: deleted by others. `printed`, `silent`: its log matched, or did not.
     """
 
     type: Literal["pod"] = "pod"
     workload: str
     pod: str
-    state: Literal[
-        "created",
-        "refused",
-        "waiting",
-        "scheduled",
-        "allocated",
-        "running",
-        "succeeded",
-        "failed",
-        "lost",
-        "printed",
-        "silent",
-    ]
+    state: PodState
     node: str = ""
     message: str = ""
     devices: list[str] = Field(default_factory=list)
@@ -257,8 +260,16 @@ class WorkloadFinished(_Event):
     why: Literal["placed", "ended", "settled", "time is out"]
 
 
+class WorkloadClosed(_Event):
+    """How a workload's pods were when load, faults and all watches were over. Missing: nobody looked at the end."""
+
+    type: Literal["workload.closed"] = "workload.closed"
+    workload: str
+    states: dict[str, int] = Field(description="How many pods were in which, such as {running: 4, pending: 2}.")
+
+
 class GpuNodes(_Event):
-    """What the nodes with GPUs came to, when all workloads had been watched: how many have so many, so many in use."""
+    """What the nodes with GPUs came to at that same time: how many have so many, so many in use by whatever pods."""
 
     type: Literal["gpu.nodes"] = "gpu.nodes"
     groups: list[tuple[int, int, int]] = Field(description="(GPUs of a node, those in use, nodes like that)")
@@ -295,6 +306,7 @@ Event = Annotated[
     | WorkloadStarted
     | PodEvent
     | WorkloadFinished
+    | WorkloadClosed
     | GpuNodes
     | RunFinished
     | Note,
@@ -361,28 +373,6 @@ class Timeline:
         self.close()
 
 
-class Follower:
-    """Reads a timeline that is being written: each call gives what was appended since, never half a line."""
-
-    def __init__(self, path: Path) -> None:
-        """Begin at the start of `path`."""
-        self._path = path
-        self._place = 0
-        self._number = 0
-
-    def read(self) -> Iterator[Event]:
-        """Yield the events that came since the last call; a broken line raises as in `read`."""
-        with self._path.open("rb") as file:
-            file.seek(self._place)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._number += 1
-                event = _parsed(line, self._path, self._number)
-                self._place += len(line)
-                yield event
-
-
 def wall_now() -> str:
     """UTC now, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -400,12 +390,13 @@ def read(path: Path) -> Iterator[Event]:
             if not line.endswith(b"\n"):
                 yield Note(t=last, level="warning", message=f"line {number} is cut off: the writer was killed there")
                 return
-            event = _parsed(line, path, number)
+            event = parsed(line, path, number)
             last = event.t
             yield event
 
 
-def _parsed(line: bytes, path: Path, number: int) -> Event:
+def parsed(line: bytes, path: Path, number: int) -> Event:
+    """One line of a timeline; ValueError names a broken one, and one of another grammar."""
     try:
         event = _ADAPTER.validate_json(line)
     except ValidationError as error:

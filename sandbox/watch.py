@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from sandbox.judge.thresholds import as_validity, check_threshold
 from sandbox.metrics import Record, Rules, Table
 from sandbox.progress import say
 from sandbox.spec.scenario import Scenario
 from sandbox.spec.slo import Threshold, parse_selector
-from sandbox.timeline import Follower, LoadAborted, Timeline
+from sandbox.timeline import Event, LoadAborted, Timeline, parsed
 
 _EVERY = 1.0
 _SHARE = 0.05  # of one core, at the most: the load client may need the rest
@@ -84,3 +85,24 @@ class Watch:
         self.aborted = True
         self._stop()
         return True
+
+
+class Follower:
+    """Reads a timeline that is being written: each call gives what was appended since, never half a line."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin at the start of `path`."""
+        self._path = path
+        self._place = 0
+        self._number = 0
+
+    def read(self) -> Iterator[Event]:
+        """Yield the events that came since the last call; a broken line raises as in `read`."""
+        with self._path.open("rb") as file:
+            file.seek(self._place)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                event = parsed(line, self._path, self._number + 1)
+                self._place, self._number = self._place + len(line), self._number + 1
+                yield event

@@ -23,6 +23,7 @@ from sandbox.cluster import (
     leftovers,
     node_images,
     nodes,
+    ownership,
     record,
 )
 from sandbox.cluster.guard import prove_ours
@@ -30,7 +31,7 @@ from sandbox.cluster.reach import OutOfReach, require_reach
 from sandbox.cluster.record import Cluster, Owner
 from sandbox.errors import EnvironmentMissing, SandboxError, UsageError
 from sandbox.host.checks import require
-from sandbox.host.engine import client
+from sandbox.host.engine import client, identity
 from sandbox.host.preparing import prepare
 from sandbox.kube import Kube, Seen, wait_for
 from sandbox.kube.conditions import nodes_ready, renewed, rollout
@@ -75,6 +76,8 @@ def up(
         with record.locked(chosen):
             return existing.adopt(spec, chosen, allow_changes=allow_changes)
     engine = prepare()
+    with containers.engine_errors(chosen):  # before images are built on an engine that is not the cluster's
+        ownership.survey(client(), chosen)
     leftovers.reap(besides=chosen)
     if not record.home(chosen).exists():  # else it may run already, or its remains fill the memory
         require(engine)  # before minutes go into images
@@ -94,7 +97,7 @@ def up(
                     docker, spec, chosen, owner, binary=binary, image=refs["node"], load=ours, cgroup=engine.cgroup
                 )
             kube = Kube.connect(running.kubeconfig, running.context)
-            node_images.load(docker, chosen, [*ours.values()])
+            node_images.load(containers.nodes(docker, chosen), [*ours.values()])
             _furnish(kube, spec, len(running.nodes), ours)
             say(f"{chosen}: runs already")
             return running
@@ -106,23 +109,22 @@ def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | 
     An orphan goes over to `owner` if it is what the spec asks for, else it is remains; a cluster that is kept, or whose
     owner lives, stays what it is.
     """
-    found = containers.survey(docker, name)
+    found = ownership.survey(docker, name)
     known = record.find(name)
     if known is not None and known.provider != "kind":
         raise UsageError("is an existing cluster, taken by that name", where=name, fix=f"sandbox down {name}")
-    containers.refuse_strangers(found, name)
+    ownership.refuse_strangers(found, name)
     orphan = known is not None and known.owner is not None and not known.owner.alive()
     why = ""
     if known is None or record.creating(name):
         why = "an earlier create did not end"
-    elif not {node.container for node in known.nodes} <= {str(each.id) for each in found.containers}:
+    elif not record.claim(name).containers <= {str(each.id) for each in found.containers}:
         why = "its nodes are gone"
     elif orphan and (known.shape, known.image) != (record.shape(spec), image):
         why = "the process it belonged to is gone, and it is not what is asked for now"
     if known is None or why:
         if known is not None or not found.empty or record.home(name).exists():
             say(f"{name}: {why}; what is left of it is removed")
-            record.end_creation(name)
             containers.remove(docker, name)
             record.forget(name)
         return None
@@ -140,6 +142,7 @@ def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | 
         known,
         nodes=tuple(containers.node(each) for each in containers.nodes(docker, name)),
         owner=owner if orphan else known.owner,
+        engine=identity(docker),
     )
     kube = Kube.connect(current.kubeconfig, current.context)
     wait_for(lambda: _answers(kube), within=_READY_SECONDS, what=f"the API server of {name}")
@@ -162,8 +165,8 @@ def _create(
     cgroup: str,
 ) -> Cluster:
     """Make the cluster; on failure keep the logs and remove it."""
-    run = uuid.uuid4().hex[:12]
-    record.mark_creating(name, run)
+    run, engine = uuid.uuid4().hex[:12], identity(docker)
+    record.mark_creating(name, run, engine=engine)
     log = record.home(name) / "create.log"
     try:
         containers.make_network(docker, name, run, ipv6=config.ipv6(spec))
@@ -179,7 +182,7 @@ def _create(
                 network=containers.network_name(name),
                 kubeconfig=kubeconfig,
                 log=log,
-                started=lambda pid: record.mark_creating(name, run, kind=pid),
+                started=lambda pid: record.mark_creating(name, run, engine=engine, kind=pid),
             )
             require_reach(name, containers.node(containers.nodes(docker, name)[0]).address)
         made = _describe(docker, name, kubeconfig, run=run, shape=record.shape(spec), image=image, owner=owner)
@@ -190,7 +193,8 @@ def _create(
         raise
     except Exception as cause:
         error = failure.explain(docker, binary, name, log, cause)
-        _remove(docker, name)
+        if not _remove(docker, name):
+            error.what = "the cluster did not come up; its logs are kept, and what is left of it stays"
         if not isinstance(cause, (SandboxError, *containers.ENGINE_ERRORS)):  # a mistake of ours, to be seen as one
             say(str(error))
             raise
@@ -240,6 +244,8 @@ def _describe(
         created=time.time(),
         nodes=tuple(containers.node(each) for each in containers.nodes(docker, name)),
         owner=owner,
+        engine=identity(docker),
+        containers=tuple(str(each.id) for each in ownership.survey(docker, name).containers),
     )
 
 
@@ -268,12 +274,13 @@ def _answers(kube: Kube) -> Seen[None]:
     return Seen(answer.ok, None, f"/readyz answers {answer.status}")
 
 
-def _remove(docker: DockerClient, name: str) -> None:
+def _remove(docker: DockerClient, name: str) -> bool:
     """Clear away a failed create. What cannot be removed is said; the next command tries again."""
     try:
         with containers.engine_errors(name):
             containers.remove(docker, name)
     except EnvironmentMissing as error:
         say(str(error))
-        return
+        return False
     record.forget(name)
+    return True

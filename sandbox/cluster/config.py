@@ -35,7 +35,7 @@ def render(spec: ClusterSpec, *, image: str, cgroup: str, scheduler: Path | None
         **spec.kind_config,
         "nodes": [{"image": image, **_mounted(node, scheduler)} for node in spec.nodes],
     }
-    patches = _patches(fleet=spec.fleet is not None, scheduler=scheduler is not None)
+    patches = _patches(alone=spec.control_planes == 1, fleet=spec.fleet is not None, scheduler=scheduler is not None)
     if kubelet := _kubelet(cgroup, gpus=bool(spec.gpu_nodes)):
         patches.append({"kind": "KubeletConfiguration", **kubelet})
     ours = [yaml.safe_dump(patch) for patch in patches]
@@ -70,15 +70,14 @@ def _kubelet(cgroup: str, *, gpus: bool) -> dict[str, Any]:
     return needed
 
 
-def _patches(*, fleet: bool, scheduler: bool) -> list[dict[str, Any]]:
-    """What makes a throw-away cluster quicker, and what thousands of nodes need."""
-    # one replica of each: an election is only 15 s of waiting after every restart
-    alone: dict[str, Any] = {"extraArgs": {"leader-elect": "false"}}
+def _patches(*, alone: bool, fleet: bool, scheduler: bool) -> list[dict[str, Any]]:
+    """What makes a throw-away cluster quicker, and what thousands of nodes need. `alone`: with one control plane."""
     # etcd's fsync guards data that nobody keeps
     etcd = {"local": {"extraArgs": {"unsafe-no-fsync": "true"}}}
-    patches: list[dict[str, Any]] = [
-        {"kind": "ClusterConfiguration", "controllerManager": alone, "scheduler": alone, "etcd": etcd},
-    ]
+    patches: list[dict[str, Any]] = [{"kind": "ClusterConfiguration", "etcd": etcd}]
+    if alone:  # an election is only 15 s of waiting after every restart; without one, two would act at once
+        unelected: dict[str, Any] = {"extraArgs": {"leader-elect": "false"}}
+        patches[0] |= {"controllerManager": unelected, "scheduler": unelected}
     if scheduler:
         volume = {"name": "sandbox-scheduler", "hostPath": _SCHEDULER, "mountPath": _SCHEDULER, "pathType": "File"}
         change = {"extraArgs": {"config": _SCHEDULER}, "extraVolumes": [{**volume, "readOnly": True}]}

@@ -1,16 +1,12 @@
-"""A cluster as the engine sees it: containers and their volumes on one labelled network, all provably ours.
-
-kind labels node containers with its cluster name only, so ownership hangs on the network: every sandbox has one of
-its own, labelled with the run and with the state folder it belongs to.
-"""
+"""A cluster as the engine sees it: containers with their volumes, on a labelled network of its own."""
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from docker.errors import APIError, DockerException, NotFound
@@ -18,9 +14,20 @@ from docker.types import IPAMConfig, IPAMPool
 from requests.exceptions import RequestException
 
 from sandbox import paths
+from sandbox.cluster import record
 from sandbox.cluster.freezer import thaw
+from sandbox.cluster.ownership import (
+    CLUSTER_LABEL,
+    KIND_LABEL,
+    RUN_LABEL,
+    STATE_LABEL,
+    refuse_guests,
+    refuse_strangers,
+    survey,
+)
 from sandbox.cluster.record import Node
 from sandbox.errors import ClusterError, DeadlineExceeded, EnvironmentMissing
+from sandbox.host.engine import identity
 from sandbox.kube.wait import Seen, wait_for
 from sandbox.progress import say
 
@@ -29,34 +36,12 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
     from docker.models.networks import Network
 
-CLUSTER_LABEL = "ai-k8s-sandbox.cluster"
-RUN_LABEL = "ai-k8s-sandbox.run"
-STATE_LABEL = "ai-k8s-sandbox.state"
-KIND_LABEL = "io.x-k8s.kind.cluster"
 ROLE_LABEL = "io.x-k8s.kind.role"
 _MTU = "com.docker.network.driver.mtu"
 _REMOVE_SECONDS = 60.0
+_ANONYMOUS = re.compile(r"[0-9a-f]{64}")  # the name that an engine gives a volume nobody named
 # what the engine, or the way to it, gives for an answer when it does not do what it was asked
 ENGINE_ERRORS = (DockerException, RequestException, ConnectionError)
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the engine holds under one cluster name.
-
-    Attributes:
-        containers: running or not, by kind's label or on our network.
-        networks: labelled with this cluster's name.
-        strangers: why this is not ours; empty when it is, or when there is nothing.
-    """
-
-    containers: tuple[Container, ...]
-    networks: tuple[Network, ...]
-    strangers: tuple[str, ...]
-
-    @property
-    def empty(self) -> bool:
-        return not self.containers and not self.networks
 
 
 @contextmanager
@@ -122,71 +107,41 @@ def make_network(client: DockerClient, cluster: str, run: str, *, ipv6: bool) ->
         ) from error
 
 
-def survey(client: DockerClient, cluster: str) -> Found:
-    """Find everything under that name, and say whether it is provably ours."""
-    networks = client.networks.list(filters={"label": f"{CLUSTER_LABEL}={cluster}"})
-    by_kind = client.containers.list(all=True, ignore_removed=True, filters={"label": f"{KIND_LABEL}={cluster}"})
-    containers = {each.id: each for each in by_kind}
-    for network in networks:
-        for each in client.containers.list(all=True, ignore_removed=True, filters={"network": str(network.id)}):
-            containers[each.id] = each
-    state = str(paths.state_dir())
-    strangers = [
-        f"network {network.name} belongs to the sandbox state in {network.attrs['Labels'].get(STATE_LABEL)}"
-        for network in networks
-        if network.attrs["Labels"].get(STATE_LABEL) != state
-    ]
-    ours = {network.name for network in networks}
-    strangers += [
-        f"container {each.name} is on {', '.join(_networks(each)) or 'no network'}, not on one of ours"
-        for each in by_kind
-        if not ours & _networks(each)
-    ]
-    return Found(tuple(containers.values()), tuple(networks), tuple(strangers))
-
-
-def ours_in_engine(client: DockerClient) -> list[str]:
-    """Name every cluster whose network carries this state folder's label, recorded or not."""
-    networks = client.networks.list(filters={"label": f"{STATE_LABEL}={paths.state_dir()}"})
-    return sorted({network.attrs["Labels"].get(CLUSTER_LABEL, "") for network in networks} - {""})
-
-
-def refuse_strangers(found: Found, cluster: str) -> None:
-    """Raise ClusterError unless all that was found is ours."""
-    if found.strangers:
-        raise ClusterError(
-            "there is a cluster of this name that is not this sandbox's; it is left alone",
-            where=cluster,
-            fix="choose another name with --name, or remove that one with the tool that made it",
-            details=list(found.strangers),
-        )
-
-
 def remove(client: DockerClient, cluster: str) -> list[str]:
-    """Remove containers with their volumes, then networks; look again until nothing is left.
+    """Remove our containers with their anonymous volumes, then our networks; look again until nothing is left.
+
+    A create under way is ended first. Everything is refused, and nothing touched, while something of others is in the
+    way; should it come later, our containers are gone and the network stays.
 
     Returns:
         What was removed, as `kind name`.
 
     Raises:
-        ClusterError: it is not ours, or something is left after a minute.
+        NotOurs: names what is in the way, and what to type.
+        ClusterError: it was made on another engine, or something is left after a minute.
     """
     found = survey(client, cluster)
     refuse_strangers(found, cluster)
-    volumes = [name for each in found.containers for name in _volumes(each)]
+    refuse_guests(found, cluster)
+    record.stamp(cluster, identity(client))
+    if record.creating(cluster):
+        record.end_creation(cluster)
+        found = survey(client, cluster)
+    volumes = [name for each in found.containers for name in anonymous_volumes(each)]
     removed = [f"container {each.name}" for each in found.containers]
     removed += [f"network {network.name}" for network in found.networks]
     troubles: list[str] = []
 
     def attempt() -> Seen[None]:
         troubles.clear()
-        now = survey(client, cluster)
+        now = survey(client, cluster, removed=found.networks)
         with ThreadPoolExecutor(max_workers=max(1, len(now.containers))) as pool:
             troubles.extend(filter(None, pool.map(_remove_container, now.containers)))
         left = survey(client, cluster)
-        if not left.containers:  # one that outlived its network would be taken for somebody else's
+        if not left.containers:  # of a create that never ended, one that outlived its network would be a stranger
+            refuse_guests(left, cluster)
             troubles.extend(filter(None, (_remove_network(network) for network in left.networks)))
-            left = survey(client, cluster)
+            left = survey(client, cluster, removed=found.networks)
         names = [str(each.name) for each in left.containers] + [str(each.name) for each in left.networks]
         names += [f"volume {name}" for name in volumes if _volume_left(client, name)]
         return Seen(not names, None, "\n".join([f"left: {', '.join(names)}", *troubles]))
@@ -204,17 +159,17 @@ def remove(client: DockerClient, cluster: str) -> list[str]:
 
 
 def node(container: Container) -> Node:
-    """Describe a node container. Its address is the one on our network; empty while it is stopped."""
+    """Describe a node container. Its address is the one on our network; empty while it is stopped, or not on it."""
     networks: dict[str, Any] = container.attrs["NetworkSettings"]["Networks"]
-    first: dict[str, Any] = next(iter(networks.values()), {})
-    address = first.get("IPAddress") or first.get("GlobalIPv6Address") or ""
+    own: dict[str, Any] = networks.get(network_name(container.labels[KIND_LABEL])) or {}
+    address = own.get("IPAddress") or own.get("GlobalIPv6Address") or ""
     role = container.labels.get(ROLE_LABEL, "worker")
     return Node(str(container.name), role, address, str(container.id))
 
 
 def nodes(client: DockerClient, cluster: str) -> tuple[Container, ...]:
-    """Return the node containers, control planes first; without kind's load balancer."""
-    found = client.containers.list(all=True, ignore_removed=True, filters={"label": f"{KIND_LABEL}={cluster}"})
+    """Return our node containers, control planes first; without kind's load balancer."""
+    found = survey(client, cluster).containers
     kubernetes = [each for each in found if each.labels.get(ROLE_LABEL) in {"control-plane", "worker"}]
     return tuple(sorted(kubernetes, key=lambda each: (each.labels[ROLE_LABEL], len(str(each.name)), each.name)))
 
@@ -230,12 +185,13 @@ def run(container: Container, command: list[str]) -> tuple[int, str]:
     return int(code or 0), text.decode(errors="replace")
 
 
-def _networks(container: Container) -> set[str]:
-    return set(container.attrs["NetworkSettings"]["Networks"])
-
-
-def _volumes(container: Container) -> list[str]:
-    return [mount["Name"] for mount in container.attrs.get("Mounts", []) if mount.get("Type") == "volume"]
+def anonymous_volumes(container: Container) -> list[str]:
+    """Name the volumes that the engine made for this container alone. A volume that somebody named is never one."""
+    host = container.attrs.get("HostConfig") or {}
+    named = {bind.partition(":")[0] for bind in host.get("Binds") or []}
+    named |= {mount.get("Source", "") for mount in host.get("Mounts") or []}
+    names = [mount["Name"] for mount in container.attrs.get("Mounts", []) if mount.get("Type") == "volume"]
+    return [name for name in names if _ANONYMOUS.fullmatch(name) and name not in named and not host.get("VolumesFrom")]
 
 
 def _remove_container(container: Container) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from sandbox.cluster import containers
+from sandbox.cluster import containers, ownership
 from sandbox.cluster.record import Cluster
 from sandbox.errors import ClusterError
 from sandbox.host.engine import client
@@ -55,11 +55,18 @@ def _address_problems(server: str) -> list[str]:
 
 def container_problems(cluster: Cluster) -> list[str]:
     with containers.engine_errors(cluster.name):
-        found = containers.survey(client(), cluster.name)
-    present = {str(each.id) for each in found.containers}
+        found = ownership.survey(client(), cluster.name)
+    present = {str(each.id): each for each in found.containers}
     gone = [node.name for node in cluster.nodes if node.container not in present]
-    runs = {network.attrs["Labels"].get(containers.RUN_LABEL) for network in found.networks}
+    moved = [
+        node.name
+        for node in cluster.nodes
+        if node.name not in gone
+        and not any(ownership.attached(present[node.container], network) for network in found.networks)
+    ]
+    runs = {network.attrs["Labels"].get(ownership.RUN_LABEL) for network in found.networks}
     problems = [*found.strangers, *(f"node {name} is not the recorded container" for name in gone)]
+    problems += [f"node {name} is not on the cluster's network" for name in moved]
     if runs != {cluster.run}:
         problems.append(f"its network carries run {', '.join(map(str, runs)) or 'none'}, recorded is {cluster.run}")
     return problems

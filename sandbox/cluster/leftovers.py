@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sandbox.cluster import containers, record
+from sandbox.cluster import containers, ownership, record
 from sandbox.errors import ClusterError, SandboxError
 from sandbox.host.engine import client, look
 from sandbox.progress import say
@@ -13,30 +13,37 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 
-def reap(*, besides: str = "") -> list[str]:
+def reap(*, besides: str = "", strict: bool = False) -> list[str]:
     """Remove every leftover of this state folder; kept clusters and those another command works on stay.
 
-    A leftover is a create that began and never ended, a cluster whose owner process is gone, or a labelled network
-    (with whatever is on it) without a record.
+    A leftover is a create that began and never ended, a cluster whose owner process is gone, or a network with this
+    state folder's label and without a record. What others made stays, and so does a cluster made on another engine.
 
     Args:
         besides: a cluster the caller deals with itself.
+        strict: one that cannot be removed is an error of the caller's, too.
 
     Returns:
-        The names of the clusters removed. One that cannot be removed is said, and does not stop the caller.
+        The names of the clusters removed. One that cannot be removed is said, and does not stop the others.
+
+    Raises:
+        SandboxError: with `strict`, why the first that could not be removed stays.
     """
     if look().state != "running":
         return []
     with containers.engine_errors():
         docker = client()
-        found = {*record.names(), *containers.ours_in_engine(docker)}
-    reaped = []
+        found = {*record.names(), *ownership.ours_in_engine(docker)}
+    reaped, kept = [], list[SandboxError]()
     for name in sorted(found - {besides}):
         try:
             if leftover(name) and _remove(docker, name):
                 reaped.append(name)
         except SandboxError as error:
-            say(f"leftover {name}: {error.what}")
+            say(f"leftover {error}")
+            kept.append(error)
+    if strict and kept:
+        raise kept[0]
     return reaped
 
 
@@ -53,10 +60,9 @@ def _remove(docker: DockerClient, name: str) -> bool:
         with record.locked(name, wait=False), containers.engine_errors(name):
             if not leftover(name):
                 return False
-            say(f"{name}: left by a command that was killed; removed")
-            record.end_creation(name)
             containers.remove(docker, name)
             record.forget(name)
+            say(f"{name}: left by a command that was killed; removed")
             return True
     except ClusterError as error:
         if error.what.startswith("another command"):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
-from sandbox.cluster import containers, fleet, nodes, record
+from sandbox.cluster import containers, fleet, nodes, ownership, record
 from sandbox.cluster.record import Cluster
 from sandbox.errors import SandboxError
 from sandbox.host.engine import client, look
 from sandbox.kube import Kube
 from sandbox.kube.conditions import is_ready
 
-State = Literal["ready", "degraded", "stopped", "unreachable", "half-made", "busy", "gone"]
+_NONE: Mapping[str, str] = MappingProxyType({})
+State = Literal["ready", "degraded", "stopped", "unreachable", "half-made", "busy", "gone", "elsewhere"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ class Status:
     """A cluster now.
 
     `ready`: it answers, is the recorded one, and all nodes are Ready. `degraded`: it answers, and `problems` says what
-    is wrong. `stopped`: no node runs. `unreachable`: nodes run, the API server does not answer. `half-made`: a create
-    that never ended. `busy`: one that is under way, or being cleared. `gone`: recorded, and not there.
+    is wrong. `stopped`: no node runs. `unreachable`: nodes run and the API server does not answer, or no engine does.
+    `half-made`: a create that never ended. `busy`: one that is under way, or being cleared. `gone`: recorded, and not
+    there. `elsewhere`: made on another engine than the one that answers.
     """
 
     name: str
@@ -54,12 +58,16 @@ def status(name: str) -> Status:
     if record.creating(name):
         if record.busy(name):
             return Status(name, "busy", "kind", "", "", "", 0.0, (), ("a command is making it, or clearing it away",))
-        return Status(name, "half-made", "kind", "", "", "", 0.0, (), ("a create began and never ended",))
-    return _of(record.get(name))
+        problems = ("a create began and never ended", *_engine_problem(name)[1:])
+        return Status(name, "half-made", "kind", "", "", "", 0.0, (), problems)
+    known = record.get(name)
+    if known.provider == "kind" and (away := _engine_problem(name)):
+        return replace(_shown(known), state=away[0], problems=away[1:])
+    return _of(known)
 
 
 def list_clusters() -> list[Status]:
-    """Look at every cluster of this state folder."""
+    """Look at every cluster of this state folder, those on other engines too."""
     return [status(name) for name in record.names() if record.find(name) or record.creating(name)]
 
 
@@ -78,7 +86,7 @@ def current(name: str) -> Cluster:
 
 
 def _of(known: Cluster) -> Status:
-    machines = _machines(known)
+    machines = nodes.states(known) if known.provider == "kind" else {}
     running = [state for state in machines.values() if state == "running"]
     server, version, ready, problems, simulated = "", "", set[str](), list[str](), (0, 0)
     problems += [f"{node} is {state}" for node, state in machines.items() if state != "running"]
@@ -100,29 +108,41 @@ def _of(known: Cluster) -> Status:
             problems += [f"{simulated[0]} of {simulated[1]} simulated nodes are Ready"] * (simulated[0] < simulated[1])
             problems += [f"kube-system has UID {uid}, recorded is {known.uid}"] if uid != known.uid else []
             state = "degraded" if problems else "ready"
+    return replace(
+        _shown(known, machines, ready),
+        state=state,
+        server=server,
+        version=version,
+        problems=tuple(problems),
+        simulated=simulated,
+    )
+
+
+def _shown(known: Cluster, machines: Mapping[str, str] = _NONE, ready: Collection[str] = ()) -> Status:
+    """What is known without asking the cluster."""
     shown = tuple(
         NodeStatus(node.name, node.role, node.address, machines.get(node.name, ""), node.name in ready)
         for node in known.nodes
     )
     return Status(
         name=known.name,
-        state=state,
+        state="unreachable",
         provider=known.provider,
-        server=server,
-        version=version,
+        server="",
+        version="",
         kubeconfig=str(known.kubeconfig),
         created=known.created,
         nodes=shown,
-        problems=tuple(problems),
+        problems=(),
         in_use=record.leased(known.name),
-        simulated=simulated,
     )
 
 
-def _machines(known: Cluster) -> dict[str, str]:
-    """Return node -> the engine's word; all `gone` when the engine itself is down."""
-    if known.provider == "existing":
-        return {}
-    if look().state != "running":
-        return {node.name: "gone" for node in known.nodes}
-    return nodes.states(known)
+def _engine_problem(name: str) -> tuple[()] | tuple[State, str]:
+    """Why the engine that answers, if one does, cannot be asked about the cluster: a state, and words for it."""
+    engine = look()
+    if engine.state != "running":
+        return "unreachable", engine.seen
+    with containers.engine_errors(name):
+        problem = ownership.elsewhere(client(), name, record.claim(name))
+    return ("elsewhere", f"{problem.what}: {problem.fix}") if problem else ()

@@ -24,8 +24,8 @@ _CONTAINERD_SECONDS = 180.0
 _STREAM_SECONDS = 600.0
 
 
-def load(client: DockerClient, cluster: str, refs: Sequence[str]) -> dict[str, list[str]]:
-    """Have `refs` in every node of the cluster, unpacked.
+def load(nodes: Sequence[Container], refs: Sequence[str]) -> dict[str, list[str]]:
+    """Have `refs` in each of these node containers, unpacked.
 
     Returns:
         node name -> the references that were missing there and are loaded now.
@@ -34,7 +34,6 @@ def load(client: DockerClient, cluster: str, refs: Sequence[str]) -> dict[str, l
         EnvironmentMissing: the engine has not got one of them.
         ClusterError: a node refused the archive.
     """
-    nodes = containers.nodes(client, cluster)
     lacking = {each: missing(each, refs) for each in nodes}
     wanted = [ref for ref in refs if any(ref in gaps for gaps in lacking.values())]
     targets = [each for each, gaps in lacking.items() if gaps]
@@ -62,7 +61,7 @@ def load_while_creating(
         return Seen(len(answering) == count, None, saw)
 
     wait_for(there, within=_CONTAINERD_SECONDS, what=f"containerd in the nodes of {cluster}")
-    load(client, cluster, refs)
+    load(containers.nodes(client, cluster), refs)
 
 
 def missing(node: Container, refs: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from docker.errors import APIError, NotFound
 
-from sandbox.cluster import containers, node_images
+from sandbox.cluster import containers, node_images, ownership, record
 from sandbox.cluster.freezer import thaw
 from sandbox.cluster.record import Cluster
 from sandbox.errors import ClusterError, UsageError
@@ -104,16 +104,16 @@ def load_images(cluster: Cluster, refs: Sequence[str]) -> dict[str, list[str]]:
             fix="have its nodes pull it: sandbox images push <host:port>, then set SANDBOX_REGISTRY=<host:port>",
         )
     with containers.engine_errors(cluster.name):
-        return node_images.load(client(), cluster.name, refs)
+        return node_images.load(containers.nodes(client(), cluster.name), refs)
 
 
 def start_all(docker: DockerClient, name: str) -> list[str]:
-    """Start or unpause every node that does not run, control planes first; return their names.
+    """Start or unpause every container of the cluster that does not run; return their names.
 
     What the API server says of these nodes is then older than their start; `conditions.renewed` tells when it is not.
     """
     started = []
-    for container in containers.nodes(docker, name):
+    for container in sorted(ownership.survey(docker, name).containers, key=lambda each: str(each.name)):
         if container.status == "running":
             continue
         say(f"{container.name} is {container.status}: start it")
@@ -135,6 +135,8 @@ def machine(cluster: Cluster, node: str) -> Container:
         try:
             return client().containers.get(recorded[node])
         except NotFound as error:
+            if (problem := ownership.elsewhere(client(), cluster.name, record.claim(cluster.name))) is not None:
+                raise problem from error
             raise ClusterError("the node's container is gone", where=node, fix=f"sandbox up {cluster.name}") from error
 
 

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from sandbox import paths
 from sandbox.errors import ClusterError, UsageError
+from sandbox.host.engine import Identity
 from sandbox.progress import say
 from sandbox.spec.cluster import ClusterSpec
 
@@ -97,6 +98,8 @@ class Cluster:
         created: seconds since the epoch.
         allow_changes: false only for an existing cluster that was taken without that flag.
         owner: the process it ends with; None for one that is kept.
+        engine: the one it was made on; None in the record of an older version, and for an existing cluster.
+        containers: the engine's ids of all that kind made for it: nodes, and a load balancer where it made one.
     """
 
     name: str
@@ -111,6 +114,8 @@ class Cluster:
     nodes: tuple[Node, ...]
     allow_changes: bool = True
     owner: Owner | None = field(default=None)
+    engine: Identity | None = None
+    containers: tuple[str, ...] = ()
 
     @property
     def node_names(self) -> list[str]:
@@ -120,6 +125,25 @@ class Cluster:
     def node_addresses(self) -> list[str]:
         """Reached from this host without published ports; NodePorts answer on each."""
         return [node.address for node in self.nodes]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the state folder says is ours under a name. Nothing else is ever removed.
+
+    Attributes:
+        known: whether it says anything at all.
+        engine: where it was made; None where no record tells it: of an older version, or one that cannot be read.
+        runs: the ids that its network may be labelled with.
+        containers: the engine's ids of its containers.
+        making: the run id of a create that began and never ended; empty without.
+    """
+
+    known: bool = False
+    engine: Identity | None = None
+    runs: frozenset[str] = frozenset()
+    containers: frozenset[str] = frozenset()
+    making: str = ""
 
 
 def shape(spec: ClusterSpec) -> str:
@@ -228,21 +252,34 @@ def save(cluster: Cluster) -> None:
     folder = home(cluster.name)
     folder.mkdir(mode=0o700, exist_ok=True)
     text = json.dumps({**asdict(cluster), "kubeconfig": str(cluster.kubeconfig)}, indent=2)
-    fresh = folder / "record.json.new"
+    _write(folder / "record.json", text)
+    (folder / "creating.json").unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    fresh = path.with_name(f"{path.name}.new")
     fresh.write_text(text)
     fresh.chmod(0o600)
-    fresh.replace(folder / "record.json")
-    (folder / "creating.json").unlink(missing_ok=True)
+    fresh.replace(path)
+
+
+def _mark(name: str) -> dict[str, Any]:
+    """Read the mark of a create under way; empty without one, or where it cannot be read."""
+    try:
+        mark = json.loads((home(name) / "creating.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
 
 
 def find(name: str) -> Cluster | None:
     """Read a record; None where there is none, or only a half-made cluster's."""
     try:
         data: dict[str, Any] = json.loads((home(name) / "record.json").read_text())
-        owner = data.pop("owner", None)
-        nodes = tuple(Node(**node) for node in data.pop("nodes"))
-        kubeconfig = Path(data.pop("kubeconfig"))
-        return Cluster(**data, kubeconfig=kubeconfig, nodes=nodes, owner=Owner(**owner) if owner else None)
+        owner, engine = data.pop("owner", None), data.pop("engine", None)
+        data |= {"owner": Owner(**owner) if owner else None, "engine": Identity(**engine) if engine else None}
+        data |= {"nodes": tuple(Node(**node) for node in data["nodes"]), "kubeconfig": Path(data["kubeconfig"])}
+        return Cluster(**data | {"containers": tuple(data.get("containers", ()))})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
@@ -262,26 +299,53 @@ def get(name: str) -> Cluster:
     return found
 
 
-def mark_creating(name: str, run: str, *, kind: int = 0) -> None:
+def claim(name: str) -> Claim:
+    """Say what is ours under that name. A record that cannot be read claims nothing but the name."""
+    mark = _mark(name)  # first: a create that ends writes the record before it takes the mark away
+    known = None
+    with suppress(ClusterError):
+        known = find(name)
+    if known is not None and known.provider != "kind":
+        return Claim()
+    making = mark.get("run", "")
+    engine = Identity(**mark["engine"]) if mark.get("engine") else None
+    written = creating(name) or (home(name) / "record.json").is_file()
+    if known is None:
+        return Claim(known=written, engine=engine, runs=frozenset({making} - {""}), making=making)
+    return Claim(
+        known=True,
+        engine=engine or known.engine,
+        runs=frozenset({making, known.run} - {""}),
+        containers=frozenset({*known.containers, *(node.container for node in known.nodes)}),
+        making=making,
+    )
+
+
+def mark_creating(name: str, run: str, *, engine: Identity, kind: int = 0) -> None:
     """Write down that a create begins, before anything exists, so that a crash can be told from a stranger.
 
     Args:
         name: of the cluster.
         run: its run id.
+        engine: which one it is made on.
         kind: pid of the kind process, once there is one: it outlives us if we are killed.
     """
     folder = home(name)
     folder.mkdir(mode=0o700, exist_ok=True)
     child = asdict(Owner.of(kind)) if kind else None
-    (folder / "creating.json").write_text(json.dumps({"run": run, "kind": child}))
+    _write(folder / "creating.json", json.dumps({"run": run, "engine": asdict(engine), "kind": child}))
+
+
+def stamp(name: str, engine: Identity) -> None:
+    """Write into record and mark which engine holds the cluster: known from what it holds, before that is removed."""
+    for path in (home(name) / "record.json", home(name) / "creating.json"):
+        with suppress(OSError, ValueError, TypeError):  # not there, or not to be read
+            _write(path, json.dumps({**json.loads(path.read_text()), "engine": asdict(engine)}, indent=2))
 
 
 def end_creation(name: str) -> None:
     """End the kind process of a create whose own process was killed; it would go on making what is being removed."""
-    try:
-        child = json.loads((home(name) / "creating.json").read_text()).get("kind")
-    except (OSError, ValueError):
-        return
+    child = _mark(name).get("kind")
     if child and Owner(**child).alive():
         process = psutil.Process(child["pid"])
         for each in [*process.children(recursive=True), process]:

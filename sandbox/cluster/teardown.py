@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandbox.cluster import containers, leftovers, record
+from sandbox.cluster import containers, leftovers, ownership, record
 from sandbox.errors import ClusterError
 from sandbox.host.engine import client, look
 from sandbox.progress import say, step
@@ -16,7 +16,8 @@ def down(name: str) -> list[str]:
 
     Raises:
         UsageError: that is no name of a cluster.
-        ClusterError: it is not ours, or something is left.
+        NotOurs: something that others made is in the way. Nothing was touched.
+        ClusterError: it was made on another engine, or something is left.
         EnvironmentMissing: the engine does not answer.
     """
     with record.locked(name), containers.engine_errors(name):
@@ -27,11 +28,10 @@ def down(name: str) -> list[str]:
             return [f"record {name}"]
         if known == "" and look().state == "absent":
             return []
-        record.end_creation(name)
         docker = client()
-        found = containers.survey(docker, name)
+        found = ownership.survey(docker, name)
         removed: list[str] = []
-        if not found.empty:
+        if found.strangers or not found.empty or record.creating(name):
             with step(f"{name}: remove {len(found.containers)} container(s) and {len(found.networks)} network(s)"):
                 removed = containers.remove(docker, name)
         if record.home(name).exists():

@@ -11,18 +11,20 @@ import math
 from collections.abc import Iterable, Sequence
 
 from sandbox import metrics
+from sandbox.judge.answered import answered_checks
 from sandbox.judge.attacks import attack_checks
 from sandbox.judge.faults import fault_checks
 from sandbox.judge.integrity import in_order, timeline_check
 from sandbox.judge.steady_state import steady_state_checks
 from sandbox.judge.thresholds import threshold_checks
+from sandbox.judge.users import user_checks
 from sandbox.judge.validity import loosening_notes, unfailing
 from sandbox.judge.workloads import workload_checks
 from sandbox.metrics import pods
 from sandbox.metrics.summary import summarise
 from sandbox.spec.results import Check, Results, Status, worst
 from sandbox.spec.scenario import Scenario
-from sandbox.timeline import EMPTY, Event, Fact, Note, PhaseChanged, Request, RunStarted
+from sandbox.timeline import EMPTY_ALLOWED, Event, Fact, Note, PhaseChanged, Request, RunStarted
 
 
 def judge(events: Iterable[Event]) -> Results:
@@ -33,7 +35,8 @@ def judge(events: Iterable[Event]) -> Results:
     """
     timeline = list(events)
     scenario, _ = _asked(timeline)
-    return weigh(in_order(timeline), timeline_check(scenario, timeline))
+    ordered = in_order(timeline)
+    return weigh(ordered, timeline_check(scenario, timeline, ordered))
 
 
 def weigh(timeline: Sequence[Event], *others: Check) -> Results:
@@ -51,6 +54,8 @@ def weigh(timeline: Sequence[Event], *others: Check) -> Results:
         *steady_state_checks(scenario, timeline),
         *fault_checks(scenario, timeline),
         *threshold_checks(scenario, timeline, rec),
+        *answered_checks(scenario, rec),
+        *user_checks(scenario, timeline),
         *workload_checks(scenario, rec.pods),
         *attack_checks(scenario, timeline),
         *unfailing(scenario),
@@ -89,11 +94,13 @@ def _asked(timeline: Sequence[Event]) -> tuple[Scenario, RunStarted]:
 
 
 def _empty(timeline: Sequence[Event]) -> list[str]:
-    """A model may end at once; a server that does so all the time is quick, and of no use."""
+    """How many answers said nothing, where a profile allows that; the others are `empty`, and not good."""
     answered = [event for event in timeline if isinstance(event, Request) and event.outcome == "ok"]
-    empty = sum(event.detail == EMPTY for event in answered)
+    empty = sum(event.detail == EMPTY_ALLOWED for event in answered)
     return (
-        [f"warning: {empty} of {len(answered)} answers were whole and said nothing; they count as ok"] if empty else []
+        [f"warning: {empty} of {len(answered)} answers said nothing; they are ok, for their profile allows it"]
+        if empty
+        else []
     )
 
 

@@ -24,8 +24,8 @@ def attack_checks(scenario: Scenario, timeline: Sequence[Event]) -> list[Check]:
 
 
 def _attack_check(name: str, events: list[AttackEvent]) -> Check:
-    attempt = next((event for event in events if event.variant == "attempt"), None)
-    twin = next((event for event in events if event.variant == "allowed"), None)
+    attempt = _worst(events, "attempt", ("succeeded", "error"))
+    twin = _worst(events, "allowed", ("denied", "error"))
     status: Status = "pass"
     reason = ""
     if attempt is None or twin is None:
@@ -51,6 +51,13 @@ def _attack_check(name: str, events: list[AttackEvent]) -> Check:
         reason=reason,
         evidence=[f"t={event.t:.2f}s {event.variant}: {event.outcome} {event.message}" for event in events],
     )
+
+
+def _worst(events: Sequence[AttackEvent], variant: str, bad: Sequence[str]) -> AttackEvent | None:
+    """Of several tries of one variant, though there should be one: the first that came to the worst."""
+    made = [event for event in events if event.variant == variant]
+    worse = [event for outcome in bad for event in made if event.outcome == outcome]
+    return next(iter([*worse, *made]), None)
 
 
 def _layer(letter: str) -> str:

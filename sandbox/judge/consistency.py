@@ -25,6 +25,7 @@ from sandbox.timeline import (
     Probed,
     Request,
     RunFinished,
+    WorkloadClosed,
     WorkloadFinished,
     WorkloadStarted,
 )
@@ -44,20 +45,24 @@ _NEXT = {
 }
 _ENDS = frozenset({"succeeded", "failed", "lost"})
 _ONCE = frozenset({"created", "refused", "scheduled"})
-_EXERCISED = (LoadStarted, LoadFinished, LoadAborted, FaultEvent, AttackEvent, WorkloadStarted, PodEvent, GpuNodes)
+_EXERCISED = (
+    LoadStarted, LoadFinished, LoadAborted, FaultEvent, AttackEvent, WorkloadStarted, PodEvent, WorkloadClosed, GpuNodes
+)  # fmt: skip
 
 
 def contradictions(scenario: Scenario, timeline: Sequence[Event]) -> list[str]:
     """Return a sentence for each thing in a timeline that contradicts another, or the clock."""
+    requests = [event for event in timeline if isinstance(event, Request)]
+    others = [event for event in timeline if not isinstance(event, Request)]
     return [
-        *_clock(timeline),
-        *_phases(timeline),
-        *_places(scenario, timeline),
-        *_load(timeline),
-        *_faults(scenario, timeline),
-        *_attacks(scenario, timeline),
-        *_workloads(scenario, timeline),
-        *_single(timeline),
+        *_clock(others),
+        *_phases(others),
+        *_places(scenario, others),
+        *_load(others, requests),
+        *_faults(scenario, others),
+        *_attacks(scenario, others),
+        *_workloads(scenario, others),
+        *_single(others),
     ]
 
 
@@ -71,7 +76,7 @@ def _clock(timeline: Sequence[Event]) -> Iterator[str]:
         ahead = _LEAD if isinstance(event, LoadStarted) else _EPSILON
         if event.t > event.written + ahead:
             yield f"{event.type} at t={event.t:.2f}s was written at {event.written:.2f} s, before it happened"
-        elif event.t < event.written - _WRITTEN_WITHIN and not isinstance(event, Request | PodEvent | BaselineSamples):
+        elif event.t < event.written - _WRITTEN_WITHIN and not isinstance(event, PodEvent | BaselineSamples):
             yield f"{event.type} at t={event.t:.2f}s was written at {event.written:.2f} s: the clock was set in between"
 
 
@@ -126,45 +131,39 @@ def _spans(timeline: Sequence[Event]) -> tuple[dict[str, float], dict[str, float
     return began, {each.name: each.t for each in changes if each.status != "started"}
 
 
-def _load(timeline: Sequence[Event]) -> Iterator[str]:
+def _load(timeline: Sequence[Event], requests: Sequence[Request]) -> Iterator[str]:
     """Requests lie within the load, each with its times in order, and its client beat all the while."""
     started = [event for event in timeline if isinstance(event, LoadStarted)]
     finished = [event for event in timeline if isinstance(event, LoadFinished)]
     if not started:
-        if any(isinstance(event, Request | LoadFinished) for event in timeline):
+        if requests or finished:
             yield "a load without load.started"
         return
     begin, end = started[0].t, finished[0].t if finished else float("inf")
     if end < begin:
         yield f"the load finished at t={end:.2f}s and started at {begin:.2f} s"
-    for event in timeline:
-        if not isinstance(event, Request):
-            continue
-        if event.scheduled < begin - _NEAR or event.t > end + _NEAR:
-            span = f"({begin:.2f} to {end:.2f} s)"
-            yield f"a request from {event.scheduled:.2f} to {event.t:.2f} s, outside the load {span}"
-        if wrong := _request(event):
+    first, last = begin - _NEAR, end + _NEAR
+    for event in requests:
+        wrong = _request(event)
+        if wrong or event.scheduled < first or event.t > last:
+            wrong = wrong or f"was due at {event.scheduled:.2f} s, and the load lasted from {begin:.2f} to {end:.2f} s"
             yield f"a request that ended at t={event.t:.2f}s {wrong}"
-    yield from pulse_problems(timeline, started[0], finished[0] if finished else None)
+    yield from pulse_problems(timeline, requests, started[0], finished[0] if finished else None)
 
 
 def _request(event: Request) -> str:
-    """What is impossible about a request; empty where nothing is."""
-    if not event.scheduled <= event.t + _EARLY:
-        return "was due after its end"
-    if event.sent is not None and not event.scheduled - _EARLY <= event.sent <= event.t + _EPSILON:
-        return "was sent before it was due, or after its end"
-    if event.first is None or event.last is None:
-        return "has chunks and no time of them" if event.chunks or event.first is not event.last else ""
-    return _tokens(event, event.sent, event.first, event.last)
-
-
-def _tokens(event: Request, sent: float | None, first: float, last: float) -> str:
-    if sent is None or not first >= sent:
-        return "got its first token before it was sent"
-    if not first <= last <= event.t + _EPSILON:
-        return "got its last token before its first, or after its end"
-    if event.gaps and (min(event.gaps) < 0 or abs(first + sum(event.gaps) - last) > _EPSILON * len(event.gaps)):
+    """What is impossible about a request; empty where nothing is. There may be many, so few questions are asked."""
+    due, sent, first, last, end = event.scheduled, event.sent, event.first, event.last, event.t
+    if not (0 <= due <= end + _EARLY and (sent is None or due - _EARLY <= sent <= end + _EPSILON)):
+        return "was due or sent after its end, or sent before it was due"
+    if event.written is not None and end > event.written + _EPSILON:
+        return f"was written at {event.written:.2f} s, before it ended"
+    if first is None or last is None:
+        return "has chunks and no time of them" if event.chunks or first is not last else ""
+    if not (sent is not None and sent <= first <= last <= end + _EPSILON):
+        return "got its first token before it was sent, or its last before its first or after its end"
+    gaps = event.gaps
+    if gaps and (abs(first + sum(gaps) - last) > _EPSILON * len(gaps) or min(gaps) < 0):
         return "has gaps that do not lead from its first token to its last"
     return ""
 

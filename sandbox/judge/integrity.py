@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from operator import attrgetter
 
 from sandbox.judge.consistency import contradictions
@@ -16,6 +17,7 @@ from sandbox.spec.scenario import Scenario
 from sandbox.timeline import Event, LoadFinished, Note, RunFinished, RunStarted
 
 _SHOWN = 12
+_CLOSING = (RunFinished, LoadFinished)
 _OLDER = (
     "it was written by an older version, which did not number its lines, so a line that is lost could not be noticed: "
     "what fails in it failed, and nothing in it is proven to have passed; run the scenario again"
@@ -26,31 +28,40 @@ def in_order(timeline: Sequence[Event]) -> list[Event]:
     """The lines as they were written, each once, wherever they stand: an altered order changes no other check."""
     if any(event.written is None for event in timeline) or len(_beginnings(timeline)) > 1:
         return list(timeline)
-    seen: dict[tuple[str, int | None], Event] = {}
     lines = sorted(timeline, key=attrgetter("written", "writer", "seq"))
-    firsts = [(event, seen.setdefault((event.writer, event.seq), event)) for event in lines]
-    return [event for event, first in firsts if event is first or event != first]
+    again = {
+        place
+        for place, (before, event) in enumerate(pairwise(lines), start=1)
+        if event.seq == before.seq and event == before
+    }
+    return [event for place, event in enumerate(lines) if place not in again] if again else lines
 
 
-def timeline_check(scenario: Scenario, timeline: Sequence[Event]) -> Check:
-    """Hold a timeline, as it stands in its file, against what its writers say of it and what can have been."""
+def timeline_check(scenario: Scenario, timeline: Sequence[Event], ordered: Sequence[Event]) -> Check:
+    """Hold a timeline, as it stands in its file, against what its writers say of it and what can have been.
+
+    Args:
+        scenario: that was run.
+        timeline: the lines of the file.
+        ordered: the same, as `in_order` gives them.
+    """
     older = all(event.grammar == 1 for event in timeline if isinstance(event, RunStarted))
     problems = list(_beginning(timeline))
     if not older:
         problems += [*_numbers(timeline), *_end(timeline), *_tallies(timeline)]
-    problems += contradictions(scenario, in_order(timeline))
+    problems += contradictions(scenario, ordered)
     reason = "; ".join(problems[:2]) if problems else ""
     if len(problems) > 2:  # noqa: PLR2004 - as many as a sentence bears
         reason += f" ({len(problems) - 2} more)"
     told = [*([_OLDER] if older else []), *([reason] if reason else [])]
     more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-    writers = Counter(event.writer for event in timeline)
+    writers = sorted({event.writer for event in timeline})
     return Check(
         id="validity/timeline",
         group="validity",
         title="the timeline is whole",
         status="invalid" if told else "pass",
-        observed="lines without numbers" if older else f"{len(timeline)} lines of {len(writers)} writers",
+        observed=f"{len(problems) or 'no'} problems in the lines of {', '.join(filter(None, writers)) or 'nobody'}",
         expected="each line once and in its place, closing tallies that fit, nothing that cannot have been",
         reason="; ".join(told),
         evidence=[*([_OLDER] if older else []), *problems[:_SHOWN], *more],
@@ -71,14 +82,17 @@ def _beginning(timeline: Sequence[Event]) -> Iterable[str]:
 
 def _numbers(timeline: Sequence[Event]) -> Iterable[str]:
     """Each writer's lines are numbered 0, 1, 2 … in the order of the file, and were written in that order."""
-    due: Counter[str] = Counter()
+    due: dict[str, int] = {}
     last: dict[str, float] = {}
     for number, event in enumerate(timeline, start=1):
+        writer, wanted = event.writer, due.get(event.writer, 0)
+        if event.seq == wanted and writer and event.written is not None and event.written >= last.get(writer, 0.0):
+            due[writer], last[writer] = wanted + 1, event.written
+            continue
         if event.seq is None or event.written is None or not event.writer:
             cut = isinstance(event, Note) and event.message.startswith(f"line {number} ")
             yield event.message if cut and isinstance(event, Note) else f"line {number} ({event.type}) has no number"
             continue
-        wanted, writer = due[event.writer], event.writer
         if event.seq > wanted:
             lost = f"{wanted}" if event.seq == wanted + 1 else f"{wanted} to {event.seq - 1}"
             yield f"line {number}: {writer}'s {event.seq} comes where its {wanted} is due: {lost} missing or moved"
@@ -102,10 +116,11 @@ def _end(timeline: Sequence[Event]) -> Iterable[str]:
 def _tallies(timeline: Sequence[Event]) -> Iterable[str]:
     """What the writers say they wrote is there."""
     there: dict[str, Counter[str]] = {}
+    for (name, kind), count in Counter(map(attrgetter("writer", "type"), timeline)).items():
+        there.setdefault(name, Counter())[kind] = count
     closed: dict[str, Counter[str]] = {}
     for event in timeline:
-        there.setdefault(event.writer, Counter())[event.type] += 1
-        if isinstance(event, RunFinished | LoadFinished):
+        if isinstance(event, _CLOSING):
             for writer, lines in event.lines.items():
                 closed[writer] = Counter(lines)
             closed.setdefault(event.writer, Counter())[event.type] += 1

@@ -12,19 +12,21 @@ from sandbox.timeline import ClientBeat, Event, LoadFinished, LoadStarted, Reque
 PERIOD = 0.01
 _FULL = 100
 _SLACK = 0.5  # half a second that is not covered is one that is lost
-_BEGINS_WITHIN = 3.0  # of the load's start, before or after
-_ENDS_WITHIN = 2.0
+_BEFORE, _AFTER = 3.0, 0.8  # the load's start: a pulse begins with the order to start, which comes ahead of it
+_ENDS_WITHIN = 1.0
 
 
-def pulse_problems(timeline: Sequence[Event], started: LoadStarted, finished: LoadFinished | None) -> Iterator[str]:
+def pulse_problems(
+    timeline: Sequence[Event], requests: Sequence[Request], started: LoadStarted, finished: LoadFinished | None
+) -> Iterator[str]:
     """Yield what is missing of the pulse of each load process."""
     processes: dict[str, list[ClientBeat]] = {}
-    last: dict[str, float] = {}
     for event in timeline:
         if isinstance(event, ClientBeat):
             processes.setdefault(event.worker, []).append(event)
-        elif isinstance(event, Request):
-            last[event.writer] = max(last.get(event.writer, 0.0), event.t)
+    last: dict[str, float] = {}
+    for request in requests:
+        last[request.writer] = max(last.get(request.writer, 0.0), request.t)
     many = started.asked.get("processes")
     if many and not _all_there(set(processes), int(many)):
         yield f"{many} load processes were asked for, and the pulse is that of {', '.join(processes) or 'none'}"
@@ -51,7 +53,7 @@ def _holes(beats: Sequence[ClientBeat], started: float) -> Iterator[str]:
     whole = beats[-1].beats == _FULL or len(beats) == 1
     judged = begins if whole else begins[:-1]  # the last waits for its process to end
     begin = min(judged)
-    if not -_BEGINS_WITHIN <= begin - started <= _BEGINS_WITHIN + max(beats[0].lag, default=0.0):
+    if not -_BEFORE <= begin - started <= _AFTER + max(beats[0].lag, default=0.0):
         yield f"has a pulse from {begin:.2f} s on, and the load started at {started:.2f} s"
     for beat, each in zip(beats, judged, strict=False):
         if each - begin > max(beat.lag, default=0.0) + _SLACK:

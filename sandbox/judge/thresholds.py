@@ -13,21 +13,9 @@ from sandbox.judge.witnesses import between, shown, witnesses
 from sandbox.metrics import Observed, Record
 from sandbox.spec.results import Check, Status
 from sandbox.spec.scenario import Scenario
-from sandbox.spec.slo import (
-    METRICS,
-    OUTCOMES,
-    Expression,
-    Number,
-    Selector,
-    Threshold,
-    parse_expression,
-    parse_selector,
-)
+from sandbox.spec.slo import METRICS, Expression, Number, Selector, Threshold, parse_expression, parse_selector
 from sandbox.timeline import BaselineSamples, Event, LoadAborted, LoadFinished
 
-_TIMES = frozenset(name for name, metric in METRICS.items() if metric.of == "requests" and metric.kind == "trend")
-_OF_OUTCOMES = frozenset({"good_request_fraction", *OUTCOMES})
-_FEW = 0.01
 _EVIDENCE_LINES = 8
 _EVIDENCE_OF_A_PASS = 3
 _LIGHTER = "lower the rate, share the load among more `workers.processes`, or run it where cores are free"
@@ -76,11 +64,7 @@ def threshold_checks(scenario: Scenario, timeline: Sequence[Event], rec: Record)
                 found = [_as_it_ended(each, aborted, whole=whole) for each in found]
                 found = [_as_the_client_was(each, unfit) for each in found]
             checks[is_validity] += found
-    of_the_load = (
-        [*offered, *_unanswered(scenario, rec), _client_check(finished, aborted, len(rec.table))]
-        if scenario.load
-        else []
-    )
+    of_the_load = [*offered, _client_check(finished, aborted, len(rec.table))] if scenario.load else []
     return [*checks[False], *checks[True], *of_the_load]
 
 
@@ -157,7 +141,8 @@ def _decided(
     end = "most" if expression.operator in {">=", ">"} else "least"
     bound = shown(seen.high if end == "most" else seen.low, selector.metric, expression)
     others = f"; other programs used {rec.machine:.0%} of the machine" if rec.machine is not None else ""
-    return "fail", f"{figure}: at the {end} it is {bound} even if the client read late{others}"
+    late = f" even if the client read late{others}" if METRICS[selector.metric].of == "requests" else f"; {seen.why}"
+    return "fail", f"{figure}: at the {end} it is {bound}{late}"
 
 
 def _cannot_tell(metric: str, expression: Expression, threshold: Threshold, seen: Observed) -> str:
@@ -214,34 +199,6 @@ def _as_the_client_was(check: Check, unfit: Sequence[str]) -> Check:
         return check
     reason = f"{check.reason}, seen by a load client that was itself too slow to tell ({'; '.join(unfit)})"
     return check.model_copy(update={"status": "invalid", "reason": reason})
-
-
-def _unanswered(scenario: Scenario, rec: Record) -> list[Check]:
-    """Times are of requests that were answered: where many were not, and nothing is promised of those, they flatter."""
-    named = {parse_selector(text).metric for text in scenario.slo}
-    if not named & _TIMES or named & _OF_OUTCOMES:
-        return []
-    counts = {outcome: int(rec.table.ended(outcome).sum()) for outcome in OUTCOMES}
-    total = sum(counts.values())
-    lost = {outcome: count for outcome, count in counts.items() if count and outcome != "ok"}
-    share = sum(lost.values()) / total if total else 0.0
-    said = ", ".join(f"{count} {outcome}" for outcome, count in lost.items())
-    reason = (
-        f"{sum(lost.values())} of {total} requests have no time that counts ({said}), and no threshold looks at them; "
-        'promise a share too, such as `good_request_fraction: ["rate>=0.99"]`'
-    )
-    return [
-        Check(
-            id="validity/answered",
-            group="validity",
-            title="requests without an answer are few, or promised to be",
-            status="invalid" if share > _FEW else "pass",
-            observed=f"{share:.1%} were not answered{f': {said}' if said else ''}",
-            expected=f"at most {_FEW:.0%}, or a threshold on outcomes",
-            samples=total,
-            reason=reason if share > _FEW else "",
-        )
-    ]
 
 
 def _client_check(finished: LoadFinished | None, aborted: LoadAborted | None, recorded: int) -> Check:

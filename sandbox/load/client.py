@@ -131,15 +131,20 @@ class Client:
         api_key: str = "",
         headers: dict[str, str] | None = None,
         keep_alive: bool = False,
+        allow_empty: bool = False,
         transport: Transport | None = None,
     ) -> None:
-        """Make ready; `path` is `chat`, `completions` or `embeddings`; `headers` go out with every request."""
+        """Make ready; `path` is `chat`, `completions` or `embeddings`; `headers` go out with every request.
+
+        `allow_empty`: an answer that says nothing is one.
+        """
         self._transport = transport or Transport()
         self._target = target
         self._limits = limits
         self._stream = stream
         self._embeddings = path == "embeddings"
         self._keep_alive = keep_alive
+        self._allow_empty = allow_empty
         self._idle: list[socket.socket] = []
         fields = {
             "Host": target.authority,
@@ -161,7 +166,7 @@ class Client:
         """
         name = f"\r\nX-Request-Id: {number}".encode() if number else b""
         message = b"%s%d%s\r\n\r\n%s" % (self._head, len(body), name, body)
-        reply = Reply(stream=self._stream, keep=keep, embeddings=self._embeddings)
+        reply = Reply(stream=self._stream, keep=keep, embeddings=self._embeddings, allow_empty=self._allow_empty)
         began = time.monotonic_ns()
         deadline = began + int(self._limits.total * 1e9)
         connection: socket.socket | None = None

@@ -93,7 +93,7 @@ def join(plan: LoadPlan, master: str) -> int:
     pulse.join()
     broke = "" if session.crashed is None else repr(session.crashed)
     told = {"attempted": session.attempted, "left_out": session.left_out, "aborted": session.aborted, "broke": broke}
-    told["lines"] = recorder.lines
+    told |= {"users": recorder.users, "targets": dict(recorder.targets.counts), "lines": recorder.lines}
     runner.send_message(_FINISHED, told)
     quitting = gevent.spawn(runner.greenlet.join)  # ends when the master says quit; the last statistics are sent then
     gevent.wait([quitting, leaving], count=1)
@@ -266,8 +266,12 @@ def _lead(plan: LoadPlan, crew: _Crew, notes: list[str], say: Callable[[str], No
         remark(recorder, [f"{crew.lost}: what it had not written is missing"], "error")
         return complain(crew.lost)
     recorder.attempted = sum(told["attempted"] for told in crew.finished.values())
+    recorder.users = None if recorder.users is None else sum(told["users"] for told in crew.finished.values())
+    for told in crew.finished.values():
+        recorder.targets.counts.update(told["targets"])
     lines: Lines = {writer: count for told in crew.finished.values() for writer, count in told["lines"].items()}
-    recorder.finished(crew.stopping, sum(told["left_out"] for told in crew.finished.values()), lines)
+    wanted = conductor.users if conductor else plan.arrivals.users
+    recorder.finished(crew.stopping, sum(told["left_out"] for told in crew.finished.values()), lines, wanted)
     broke = [told["broke"] for told in crew.finished.values() if told["broke"]]
     return complain(f"the load client broke: {broke[0]}") if broke else 0
 

@@ -29,6 +29,7 @@ from sandbox.load.outcome import outcome_of
 from sandbox.load.plan import LoadPlan
 from sandbox.load.record import Recorder
 from sandbox.load.session import Playing, beat, keep_the_end
+from sandbox.load.turns import Turns
 from sandbox.load.user import EXCHANGE, PART_OF, StreamingUser, following
 from sandbox.timeline import Request
 
@@ -147,19 +148,25 @@ class Foreign(Playing):
         """Listen to every request from now on; `runner` has the users of this process."""
         super().__init__(plan, recorder)
         self._runner = runner
+        self._began = time.monotonic_ns()
         self._give_back = keep_the_end(runner, lambda: self.stop(ENDED))
         self._raised: Counter[str] = Counter()
+        self._turns = Turns(recorder, self._tags)
         for hook, listener in (
             (runner.environment.events.request, self._request),
             (runner.environment.events.user_error, self._user_error),
         ):
             hook.add_listener(listener)  # type: ignore[no-untyped-call]  # Locust's
 
-    def start(self, t0: int, first_user: int = 0) -> None:
+    def start(self, t0: int, first_user: int = 0) -> None:  # noqa: ARG002 - Locust numbers nobody
         """The load begins at clock reading `t0`; Locust's runner, here or in the master, starts the users."""
+        self._began = t0
 
     def settle(self) -> None:
-        """When the load's time is up, let the users end their tasks; end those that take longer than a request may."""
+        """When the load's time is up, let the users end their tasks; end those that take longer than a request may.
+
+        What those were at is a request without an answer, unless an early stop left it no time.
+        """
         self.over.wait()
         self._give_back()
         ending = gevent.spawn(self._runner.stop)
@@ -167,12 +174,25 @@ class Foreign(Playing):
         if not ending.ready() and self.stopping.is_set():
             gevent.wait([ending], timeout=self.plan.grace)
         if not ending.ready():
-            left = len(self._runner.user_greenlets)
-            self._note(f"{left} users were still at a task and were ended; what they had in flight is not counted")
-            self._runner.user_greenlets.kill(block=False)
+            self._end_users()
         ending.join()
         for said, times in self._raised.most_common(_MOST_KINDS):
-            self._note(f"{said} ({times} times) in a task: Locust told of no request, so nothing is counted for it")
+            self._note(f"{said} ({times} times) in a task: each is counted as a request that failed")
+
+    def _end_users(self) -> None:
+        now, left = self.recorder.now(), len(self._runner.user_greenlets)
+        began = (self._began - self.plan.epoch_ns) / 1e9
+        for turn in list(self._turns.at_work(self._runner.user_greenlets, began)):
+            if self.aborted and now - turn.since <= self.plan.timeout:
+                self.left_out += 1
+            else:
+                self._turns.unanswered(turn)
+        lost = left - self.left_out
+        if lost:
+            self._note(
+                f"{lost} users were still at a task and were ended: each is counted as a request without an answer"
+            )
+        self._runner.user_greenlets.kill(block=False)
 
     def _note(self, message: str) -> None:
         self.recorder.remark(f"{self.plan.locustfile}: {message}")
@@ -184,6 +204,10 @@ class Foreign(Playing):
     def _user_error(self, user_instance: Any, exception: BaseException, **_: Any) -> None:
         user_instance = getattr(user_instance, "user", user_instance)  # Locust names a set of tasks here, or a user
         self._raised[f"{type(user_instance).__name__} raised {type(exception).__name__}: {exception}"] += 1
+        try:
+            self._turns.raised(user_instance, exception)
+        except Exception as error:  # noqa: BLE001 - as for a request
+            self.broke(error, f" at {exception!r}")
 
     def _request(
         self,
@@ -195,24 +219,27 @@ class Foreign(Playing):
         context: dict[str, Any] | None = None,
         response: Any = None,
         start_time: float | None = None,
+        url: Any = None,
         **_: Any,
     ) -> None:
         context = context or {}
         if PART_OF in context:  # a time within a request that has an event of its own
             return
         try:
-            tags = {"model": self.plan.model, "profile": self._stem, "name": str(name), **self.plan.tags}
+            tags = self._tags(str(name))
             exchange = context.get(EXCHANGE)
             if isinstance(exchange, Exchange):
-                self.recorder.exchanged(exchange.began, exchange, tags)  # a user sends when it likes: it is on schedule
+                # a user sends when it likes: it is on schedule
+                self.recorder.exchanged(exchange.began, exchange, tags, lambda event: self._turns.write(event, url))
             else:
-                self.recorder.write(self._event(response_time, exception, response, start_time, tags))
+                self._turns.write(self._event(response_time, exception, response, start_time, tags), url)
         except Exception as error:  # noqa: BLE001 - Locust would log it and go on, and a request be missing
             self.broke(error, f" at {request_type} {name}")
 
-    @property
-    def _stem(self) -> str:
-        return self.plan.locustfile.stem if self.plan.locustfile else ""
+    def _tags(self, name: str) -> dict[str, str]:
+        """Of a request that Locust's tables call so."""
+        file = self.plan.locustfile.stem if self.plan.locustfile else ""
+        return {"model": self.plan.model, "profile": file, "name": name, **self.plan.tags}
 
     def _event(
         self,
@@ -246,7 +273,11 @@ def introduce(runner: Runner) -> None:
 
 
 class Conductor:
-    """Starts and ends the users of such a load through Locust's runner: the only one of a load, or the master's."""
+    """Starts and ends the users of such a load through Locust's runner: the only one of a load, or the master's.
+
+    Attributes:
+        users: how many there were to be at once, at the most: of a shape, what it has asked for.
+    """
 
     def __init__(self, plan: LoadPlan, runner: Runner) -> None:
         """Make ready."""
@@ -254,6 +285,7 @@ class Conductor:
         self._shape = runner.environment.shape_class
         self._runner = runner
         self._shape_ended = Event()
+        self.users = 0 if self._shape else plan.arrivals.users or 1
 
     def conduct(self, t0: int, over: Event) -> str:
         """From clock reading `t0` on, have Locust run the users; returns at the end, with a note, if a shape set it.
@@ -268,8 +300,7 @@ class Conductor:
             self._hold(shape)
             self._runner.start_shape()
         else:
-            users = arrivals.users or 1
-            gevent.spawn(self._runner.start, users, spawn_rate=arrivals.spawn_rate or users)
+            gevent.spawn(self._runner.start, self.users, spawn_rate=arrivals.spawn_rate or self.users)
         left = t0 / 1e9 + self._plan.duration - time.monotonic_ns() / 1e9
         gevent.wait([over, self._shape_ended], timeout=max(0.0, left), count=1)
         early = self._shape_ended.is_set() and not over.is_set()
@@ -289,6 +320,7 @@ class Conductor:
                 self._shape_ended.set()
             else:
                 last = wanted
+                self.users = max(self.users, wanted[0])
             return last
 
         shape.tick = watched  # type: ignore[method-assign]  # of this instance

@@ -23,6 +23,7 @@ _READ = 1
 _PENDING = (errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK)
 _BACKENDS = ("epoll", "poll", "select")  # of libev, whose way of looking is known
 _NEVER = 1 << 62
+_TICK = 0.005  # a loop with nothing to do looks so often all the same: the next reading then knows when it did
 _FIRST_ROOM = 64  # events that libev's epoll takes at a time, until there were as many
 
 
@@ -50,11 +51,13 @@ class Polls:
         self._began = 0
         self._whole = False
         self._room = _FIRST_ROOM
-        if self.sure:  # the last thing before a poll and the first after it; neither keeps the loop from ending
+        if self.sure:  # the last thing before a poll and the first after it; none of them keeps the loop from ending
             self._before = loop.prepare(ref=False, priority=loop.MINPRI)
             self._behind = loop.check(ref=False, priority=loop.MAXPRI)
             self._before.start(self._begins)
             self._behind.start(self._ended)
+            self._tick = loop.timer(_TICK, repeat=_TICK, ref=False)
+            self._tick.start(_nothing)
 
     def _begins(self) -> None:
         if self._whole:
@@ -68,6 +71,10 @@ class Polls:
     def _ended(self) -> None:
         # Pending are the events, and timers: rather too many. A quarter is left for events that nobody waits for.
         self._whole = self._loop.pendingcnt * 4 < self._room * 3
+
+
+def _nothing() -> None:
+    """That it was called is enough: a poll has ended."""
 
 
 _polls: dict[Any, Polls] = {}

@@ -50,13 +50,16 @@ def run(plan: LoadPlan, say: Callable[[str], None]) -> int:
     say(f"started {recorder.started(t0)}")
     remark(recorder, notes)
     pulse = gevent.spawn(session.pulse)
+    wanted = plan.arrivals.users
     if plan.locustfile is not None:
-        remark(recorder, [foreign.Conductor(plan, runner).conduct(t0, session.over)], "info")
+        conductor = foreign.Conductor(plan, runner)
+        remark(recorder, [conductor.conduct(t0, session.over)], "info")
         session.over.set()
+        wanted = conductor.users
     session.settle()
     session.done.set()
     pulse.join()
-    recorder.finished(session.aborted, session.left_out)
+    recorder.finished(session.aborted, session.left_out, users_asked=wanted)
     farewell(plan, environment)
     return 0 if session.crashed is None else complain(f"the load client broke: {session.crashed!r}")
 

@@ -8,15 +8,19 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+import psutil
+
 from sandbox.load.client import Exchange
 from sandbox.load.plan import LoadPlan
 from sandbox.load.reply import UNKNOWN
+from sandbox.load.targets import Targets
 from sandbox.timeline import ClientBeat, Lines, LoadFinished, LoadStarted, Note, Request, Timeline
 
 BEAT_NS = 10_000_000
 _BEATS = 100
 _WORST = 20
 _STALL_NS = 20_000_000
+_STEPS = 100_000  # a second
 _STEP = 10_000  # nanoseconds; a bound is written in full hundredths of a millisecond, never less than it was
 
 
@@ -25,11 +29,15 @@ class Recorder:
 
     Attributes:
         attempted: requests written so far, dropped ones included.
+        users: how many users began what they were to do; None where no users were asked for.
+        targets: requests of a locustfile, by server.
     """
 
     def __init__(self, plan: LoadPlan, worker: str = "") -> None:
         """Open the run's timeline; `worker`: which of several load processes this is."""
         self.attempted = 0
+        self.users = None if plan.locustfile is None and plan.arrivals.users is None else 0
+        self.targets = Targets(plan.url)
         self.worker = worker
         self._plan = plan
         self._timeline = Timeline(plan.timeline, plan.epoch_ns, f"load {worker}" if worker else "load")
@@ -50,11 +58,18 @@ class Recorder:
         """Write what became of one request of a share and return it."""
         return self.exchanged(scheduled, exchange, self._numbered(number, share))
 
-    def exchanged(self, scheduled: int, exchange: Exchange, tags: dict[str, str]) -> Request:
-        """Write what became of one request, with every time our client knows, and return it."""
+    def exchanged(
+        self,
+        scheduled: int,
+        exchange: Exchange,
+        tags: dict[str, str],
+        write: Callable[[Request], Request] | None = None,
+    ) -> Request:
+        """Write what became of one request, with every time our client knows, and return it; `write`: not ours."""
         reply = exchange.reply
         times = reply.arrivals
-        return self.write(
+        unsure = None if exchange.opening is None else [-(-each // _STEP) / _STEPS for each in reply.uncertainty]
+        return (write or self.write)(
             Request(
                 t=self._seconds(time.monotonic_ns() if reply.end is None else reply.end),
                 scheduled=self._seconds(scheduled),
@@ -66,9 +81,10 @@ class Recorder:
                 prompt_tokens=reply.prompt_tokens,
                 gaps=[(after - before) / 1e9 for before, after in pairwise(times)],
                 connect_uncertainty=None if exchange.opening is None else _bound(exchange.opening),
-                uncertainty=None if exchange.opening is None else [_bound(each) for each in reply.uncertainty],
+                uncertainty=unsure,
                 end_uncertainty=None if reply.end_uncertainty == UNKNOWN else _bound(reply.end_uncertainty),
                 content_bytes=reply.content_bytes,
+                first_bytes=reply.first_bytes,
                 outcome=reply.outcome,
                 status=reply.status,
                 detail=reply.detail,
@@ -95,19 +111,29 @@ class Recorder:
         """Write a second of the client's own pulse."""
         self._timeline.append(event)
 
-    def finished(self, aborted: str, left_out: int, lines: Lines | None = None) -> None:
+    def finished(self, aborted: str, left_out: int, lines: Lines | None = None, users_asked: int | None = None) -> None:
         """Write the end.
 
         Args:
             aborted: why it came early; empty: it did not.
             left_out: requests that were cut by our own stop: no failure of the server's, so not counted.
             lines: what other processes of this load have written.
+            users_asked: of a load of users, how many there were to be.
         """
         now = self._timeline.now()
         if left_out:
             self.remark(f"{left_out} requests in flight were cut by the early stop and are not counted")
-        told = LoadFinished(t=now, attempted=self.attempted, aborted=aborted, lines={**self.lines, **(lines or {})})
-        self._timeline.append(told)
+        self._timeline.append(
+            LoadFinished(
+                t=now,
+                attempted=self.attempted,
+                aborted=aborted,
+                users_asked=users_asked,
+                users=self.users,
+                targets=dict(self.targets.counts),
+                lines={**self.lines, **(lines or {})},
+            )
+        )
 
     @property
     def lines(self) -> Lines:
@@ -123,6 +149,10 @@ class Recorder:
         self._timeline.append(event)
         self.attempted += 1
         return event
+
+    def user_came(self) -> None:
+        """Count a user that began what it was to do."""
+        self.users = (self.users or 0) + 1
 
     def now(self) -> float:
         """Seconds since the run began."""
@@ -166,6 +196,7 @@ class Pulse:
         self._stalls: list[tuple[float, float]] = []
         self._wall = time.monotonic_ns()
         self._cpu = time.process_time_ns()
+        self._machine = _machine()
         self.due = self._wall + BEAT_NS
 
     def beat(self, now: int) -> None:
@@ -185,12 +216,14 @@ class Pulse:
         wall, cpu = time.monotonic_ns(), time.process_time_ns()
         share = (cpu - self._cpu) / max(1, wall - self._wall)
         known = self._known()
+        machine = _machine()
         self._recorder.beat(
             ClientBeat(
                 t=self._recorder.now(),
                 lag=_worst(self._lags),
                 beats=len(self._lags),
                 cpu=share,
+                machine=_others(self._machine, machine, (cpu - self._cpu) / 1e9),
                 in_flight=self._in_flight(),
                 worker=self._recorder.worker,
                 added=_worst(known.late),
@@ -203,13 +236,26 @@ class Pulse:
         )
         self._lags.clear()
         self._stalls = []
-        self._wall, self._cpu = wall, cpu
+        self._wall, self._cpu, self._machine = wall, cpu, machine
 
 
 def _bound(nanoseconds: int) -> float:
     """Seconds, rounded up."""
-    return -(-nanoseconds // _STEP) * _STEP / 1e9
+    return -(-nanoseconds // _STEP) / _STEPS
 
 
 def _worst(values: list[float]) -> list[float]:
     return sorted(values, reverse=True)[:_WORST]
+
+
+def _machine() -> tuple[float, float]:
+    """Seconds of all cores since the machine started: in all, and those that somebody used."""
+    times = psutil.cpu_times()
+    whole = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)  # counted as user's too
+    return whole, whole - times.idle - getattr(times, "iowait", 0.0)
+
+
+def _others(before: tuple[float, float], now: tuple[float, float], own: float) -> float | None:
+    """Share of all cores that others used in between, `own` seconds of it were ours; None where no time went by."""
+    whole, used = now[0] - before[0], now[1] - before[1]
+    return min(1.0, max(0.0, (used - own) / whole)) if whole > 0 else None

@@ -9,7 +9,7 @@ from typing import Any
 from sandbox.load.event import first_choice, is_blocked, is_error, json_object, size_of_text, tool_calls
 from sandbox.load.sse import EventStream
 from sandbox.load.wire import HttpReply, ProtocolError
-from sandbox.timeline import EMPTY
+from sandbox.timeline import EMPTY, EMPTY_ALLOWED
 
 UNKNOWN = -1  # nanoseconds by which something may have come before it was read
 BLOCKED_REASONS = frozenset({"content_filter", "guardrail_intervened"})
@@ -30,20 +30,23 @@ class Reply:
 
     Attributes:
         outcome: empty while under way; then one of `sandbox.spec.slo.OUTCOMES`, and it never changes again.
-        detail: why, for every outcome but ok; of an answer that is whole and says nothing, that.
+        detail: why, for every outcome but ok; of an answer that may say nothing and does, that.
         arrivals: when each content chunk was received.
         uncertainty: by how much each of them may have come sooner, or UNKNOWN.
         end: the last byte that counted, or when waiting for it was given up.
         end_uncertainty: the same of the end.
         content_bytes: UTF-8 bytes of all text that came as content, reasoning or tool calls, of every choice.
+        first_bytes: those until the first content chunk was whole; None before.
         tokens: usage.completion_tokens, where the server sent it.
         prompt_tokens: usage.prompt_tokens, where the server sent it.
         received: bytes in all.
         tool_calls: those asked for, whole, where they were to be kept.
     """
 
-    def __init__(self, *, stream: bool, keep: bool = False, embeddings: bool = False) -> None:
-        """Make ready. `keep`: text and tool calls are wanted, not only when they came."""
+    def __init__(
+        self, *, stream: bool, keep: bool = False, embeddings: bool = False, allow_empty: bool = False
+    ) -> None:
+        """Make ready. `keep`: text and tool calls are wanted, not only when they came; `allow_empty`: or nothing."""
         self.outcome = ""
         self.detail = ""
         self.arrivals: array[int] = array("q")
@@ -51,6 +54,7 @@ class Reply:
         self.end: int | None = None
         self.end_uncertainty = UNKNOWN
         self.content_bytes = 0
+        self.first_bytes: int | None = None
         self.tokens: int | None = None
         self.prompt_tokens: int | None = None
         self.received = 0
@@ -58,6 +62,7 @@ class Reply:
         self._stream = stream
         self._keep = keep
         self._embeddings = embeddings
+        self._allow_empty = allow_empty
         self._pieces: list[str] = []
         self._http = HttpReply()
         self._events = EventStream()
@@ -94,7 +99,7 @@ class Reply:
     @property
     def reusable(self) -> bool:
         """The connection may carry another request."""
-        return self._http.reusable and self.outcome in ("ok", "http_error", "guardrail_blocked")
+        return self._http.reusable and self.outcome in ("ok", "empty", "http_error", "guardrail_blocked")
 
     @property
     def server(self) -> str:
@@ -248,6 +253,8 @@ class Reply:
         self.arrivals.append(now)
         self.uncertainty.append(self._unsure)
         self.content_bytes += size
+        if self.first_bytes is None:
+            self.first_bytes = self.content_bytes
 
     def _keep_text(self, key: str, text: str) -> None:
         if key in _ANSWER_KEYS:
@@ -347,8 +354,10 @@ class Reply:
             self._settle("guardrail_blocked", at, f"finish_reason {self._reason}")
         elif self._reason in FAILED_REASONS:
             self._settle("inband_error", at, f"finish_reason {self._reason}")
+        elif self.arrivals or self._said:
+            self._settle("ok", at)
         else:
-            self._settle("ok", at, "" if self.arrivals or self._said else EMPTY)
+            self._settle(*(("ok", at, EMPTY_ALLOWED) if self._allow_empty else ("empty", at, EMPTY)))
 
 
 def _count(value: Any, otherwise: int | None) -> int | None:

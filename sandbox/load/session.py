@@ -49,7 +49,7 @@ class Playing(ABC):
         crashed: what broke this client itself, if something did.
         aborted: why the load was ended early; empty: it was not.
         left_out: requests in flight that an early stop cut; not counted as requests. Of a locustfile only its users
-            know what they had in flight: a note says how many users were ended.
+            know what they had in flight: each that had to be ended counts as one.
     """
 
     def __init__(self, plan: LoadPlan, recorder: Recorder) -> None:
@@ -126,6 +126,7 @@ class Session(Playing):
             api_key=os.environ.get(share.api_key_env, "") if share.api_key_env else "",
             headers=filled(share.headers),
             keep_alive=self.plan.keep_alive,
+            allow_empty=share.profile.allow_empty,
             transport=GreenTransport(),
         )
 
@@ -168,6 +169,8 @@ class Session(Playing):
         end = self.t0 + int(self.plan.duration * 1e9)
         dice = random.Random(f"think/{arrivals.seed}/{user}")  # noqa: S311 - reproducible, nothing secret
         self._until(min(end, self.t0 + (int(user / arrivals.spawn_rate * 1e9) if arrivals.spawn_rate else 0)))
+        if time.monotonic_ns() < end and not self.over.is_set():
+            self.recorder.user_came()
         while time.monotonic_ns() < end and not self.over.is_set():
             number = next(self._numbers)
             share, conversation = self._traffic.begin(number)

@@ -44,7 +44,7 @@ class Completion:
     """What became of one request. Times in seconds, None where there is none.
 
     Attributes:
-        outcome: ok, http_error, connect_error, timeout, truncated, inband_error or guardrail_blocked.
+        outcome: ok, empty, http_error, connect_error, timeout, truncated, inband_error or guardrail_blocked.
         status: HTTP status; None where no reply's head came.
         detail: why, for every outcome but ok.
         text: the answer.
@@ -81,7 +81,7 @@ class StreamingClient:
         self._user = user
         self._target = target
         self._api_key = api_key
-        self._clients: dict[tuple[str, bool], Client] = {}
+        self._clients: dict[tuple[str, bool, bool], Client] = {}
 
     def chat(
         self, messages: str | Sequence[dict[str, Any]], *, name: str = "chat", stream: bool = True, **params: Any
@@ -103,10 +103,14 @@ class StreamingClient:
         texts = given if isinstance(given, str) else list(given)
         return self._ask("embeddings", name, {"input": texts, **params}, stream=False)
 
-    def send(self, path: str, body: bytes, *, name: str, stream: bool) -> Completion:
-        """Send a body that is JSON already; `path` is chat, completions or embeddings."""
+    def send(self, path: str, body: bytes, *, name: str, stream: bool, allow_empty: bool = False) -> Completion:
+        """Send a body that is JSON already; `path` is chat, completions or embeddings.
+
+        `allow_empty`: an answer that says nothing is `ok`, as it is where the user's own attribute says so.
+        """
         number = f"{_RUN}-{_worker(self._user.environment)}-{next(_numbers)}"
-        exchange = self._client(path, stream).exchange(body, number, keep=True)
+        client = self._client(path, stream, allow_empty or self._user.allow_empty)
+        exchange = client.exchange(body, number, keep=True)
         made = completion(exchange)
         self._tell_locust(name, exchange, made)
         return made
@@ -117,10 +121,11 @@ class StreamingClient:
             body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         return self.send(path, json.dumps(body).encode(), name=name, stream=stream)
 
-    def _client(self, path: str, stream: bool) -> Client:
-        if (path, stream) not in self._clients:
+    def _client(self, path: str, stream: bool, allow_empty: bool) -> Client:
+        key = path, stream, allow_empty
+        if key not in self._clients:
             user = self._user
-            self._clients[path, stream] = Client(
+            self._clients[key] = Client(
                 self._target,
                 Limits(user.timeout, user.idle_timeout),
                 path=path,
@@ -128,9 +133,10 @@ class StreamingClient:
                 api_key=self._api_key,
                 headers=user.headers,
                 keep_alive=user.keep_alive,
+                allow_empty=allow_empty,
                 transport=GreenTransport(),
             )
-        return self._clients[path, stream]
+        return self._clients[key]
 
     def _tell_locust(self, name: str, exchange: Exchange, made: Completion) -> None:
         """One event for the request; for tables and charts, its TTFT and TPOT as entries of their own."""
@@ -143,6 +149,7 @@ class StreamingClient:
             response_length=exchange.reply.received,
             exception=None if made.ok else RequestFailed(made.outcome),
             start_time=time.time() - (time.monotonic_ns() - exchange.began) / 1e9,
+            url=self._user.host,
             context={**context, "outcome": made.outcome, "detail": made.detail, EXCHANGE: exchange},
         )
         for kind, value in (("TTFT", made.ttft), ("TPOT", made.tpot)):
@@ -188,6 +195,7 @@ class StreamingUser(User):
         ca_file: certificates to trust, for https with an own CA.
         timeout, idle_timeout: seconds that a request may take in all, and that a begun stream may be silent.
         keep_alive: reuse this user's connections; the default opens one for each request.
+        allow_empty: an answer that says nothing is `ok`, not `empty`; a profile says so for its own.
         client: sends.
     """
 
@@ -201,6 +209,7 @@ class StreamingUser(User):
     timeout: float = 60.0
     idle_timeout: float = 10.0
     keep_alive: bool = False
+    allow_empty: bool = False
     client: StreamingClient
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -284,7 +293,9 @@ def follow_profile(user: StreamingUser) -> None:
     _, conversation = follow.traffic.begin(next(follow.numbers))
     turn = next(conversation)
     while True:
-        made = user.client.send(profile.path, turn.body, name=user.profile, stream=profile.stream)
+        made = user.client.send(
+            profile.path, turn.body, name=user.profile, stream=profile.stream, allow_empty=profile.allow_empty
+        )
         try:
             turn = conversation.send(Answer(made.outcome, made.text, made.tool_calls))
         except StopIteration:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
-from sandbox.metrics import interval, recovery, truth
+from sandbox.metrics import interval, placing, recovery, truth
 from sandbox.metrics import pods as pods_
 from sandbox.metrics.history import FaultWindow, Record, record
 from sandbox.metrics.interval import Observed, Seconds, aggregate
@@ -16,7 +17,7 @@ from sandbox.metrics.pods import Pods
 from sandbox.metrics.recovery import SLACK, time_to_recover
 from sandbox.metrics.table import Floats, Mask, Rules, Table
 from sandbox.metrics.truth import Perhaps
-from sandbox.spec.slo import METRICS, OF_ALL_NODES, OUTCOMES, WHOLE_RUN, Expression, Selector
+from sandbox.spec.slo import METRICS, OUTCOMES, WHOLE_RUN, Expression, Selector
 from sandbox.timeline import ClientBeat
 
 __all__ = [
@@ -97,6 +98,7 @@ def _samples(measured: list[float], low: list[float], high: list[float]) -> Samp
     return Samples.exactly(measured) if measured == low == high else Samples(measured, low, high)
 
 
+_FOR_EVER, _MANY = 1e15, 1e5  # seconds; more pods than there can be
 _OF_BEATS: dict[str, Callable[[ClientBeat], tuple[Sequence[float], int]]] = {
     "client_lag": lambda beat: (beat.lag, beat.beats),
     "client_added": lambda beat: (beat.added, beat.calibrated),
@@ -143,27 +145,28 @@ def _of_requests(rec: Record, selector: Selector, expression: Expression) -> Obs
 
 def _of_pods(pods: Pods, selector: Selector, expression: Expression) -> Observed:
     """What became of pods. Of workloads that were not watched to their end there is nothing to say."""
-    name, found = selector.metric, pods.chosen(selector)
-    asked = sum(each.asked for each in found)
-    if name in OF_ALL_NODES:
-        free = {"gpu_nodes_free": pods_.nodes_free, "gpu_fragmentation": pods_.fragmentation}[name]
-        value = free(pods.nodes) if pods.nodes and pods.nodes.groups else None
-        # a share of some thousand GPUs: the float is that of one fraction
-        return Observed.exactly(None if value is None else Fraction(value).limit_denominator(1_000_000), 1)
-    if not found:
+    if selector.metric == "scheduling_seconds":
+        return _waited(pods, selector, expression)
+    seen = placing.figure(pods, selector, expression)
+    if seen.low is None or seen.high is None:
+        return Observed(None, seen.samples, why=seen.why)
+    return Observed(seen.low, seen.samples, seen.low, seen.high, seen.why)
+
+
+def _waited(pods: Pods, selector: Selector, expression: Expression) -> Observed:
+    """A pod that still waits has waited so long at the least, and may wait for ever."""
+    found = pods.chosen(selector)
+    timed, waiting = pods_.seconds(found), pods_.waiting(found)
+    if expression.aggregation == "count":
+        return Observed.exactly(Fraction(len(timed)), len(timed)) if found else Observed(None, 0)
+    low = aggregate([*timed, *waiting], expression)
+    high = aggregate([*timed, *(_FOR_EVER for _ in waiting)], expression)
+    if low is None or high is None:
         return Observed(None, 0)
-    if METRICS[name].kind == "count":
-        count = Fraction(len(pods_.matching(pods, selector, name)))
-        return Observed.exactly(count / asked if expression.aggregation == "rate" else count, asked)
-    if name == "scheduling_seconds":
-        values = pods_.seconds(found)
-        return Observed.exactly(aggregate(values, expression), len(values))
-    figures: dict[str, float | None] = {
-        "scheduling_rate": pods_.scheduling_rate(found),
-        "nodes_used": float(len(pods_.nodes_used(found))),
-        "gpus_allocated": float(pods_.gpus_allocated(found)),
-    }
-    return Observed.exactly(figures[name], asked)
+    # not infinity itself, between which and a figure no percentile could be taken
+    high = math.inf if high > _FOR_EVER / _MANY else high
+    why = f"{len(waiting)} pods still waited at the end, and may wait for ever" if waiting else ""
+    return Observed(low, len(timed) + len(waiting), low, high, why)
 
 
 def _worst_known(beats: Iterable[tuple[Sequence[float], int]], expression: Expression) -> Observed:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sandbox.spec.results import WorkloadSummary
 from sandbox.spec.slo import Selector
-from sandbox.timeline import Event, GpuNodes, PodEvent, WorkloadFinished, WorkloadStarted
+from sandbox.timeline import Event, GpuNodes, PodEvent, WorkloadClosed, WorkloadFinished, WorkloadStarted
 
 _ENDS = ("succeeded", "failed", "lost", "refused")
 _SHOWN = 5
@@ -23,10 +23,11 @@ class Pod:
 
     Attributes:
         state: the last of running, succeeded, failed, lost, refused that it came to; empty before.
+        began: whether it was seen to run.
         told: the scheduler's last word while it held the pod back.
         said: what was said when it failed, was lost or refused.
         line: of its log, the one that matched what it has to print, or the last.
-        devices: what its claim got; none for a claim that another pod of the workload has told of.
+        claim, devices: the claim that it holds, and what that got.
     """
 
     name: str
@@ -34,10 +35,12 @@ class Pod:
     scheduled: float | None = None
     node: str = ""
     state: str = ""
+    began: bool = False
     told: str = ""
     said: str = ""
     line: str = ""
     printed: bool | None = None
+    claim: str = ""
     devices: list[str] = field(default_factory=list)
 
     @property
@@ -45,16 +48,42 @@ class Pod:
         """There, and without a node."""
         return self.created is not None and self.scheduled is None and self.state not in _ENDS
 
+    @property
+    def ran(self) -> bool:
+        """A container of it was seen to run, whatever became of it."""
+        return self.began or self.state in {"running", "succeeded"}
+
+    @property
+    def stuck(self) -> bool:
+        """It has a node, and has neither run there nor ended."""
+        return self.scheduled is not None and not self.state
+
+    @property
+    def now(self) -> str:
+        """What it is in, in one word, as a closing tally counts it."""
+        return self.state or ("scheduled" if self.scheduled is not None else "pending")
+
 
 @dataclass
 class Watched:
-    """A workload and its pods. `finished` None: the watch was cut short, so nothing can be said of its pods."""
+    """A workload and its pods.
+
+    Attributes:
+        finished: None: the watch was cut short, so nothing can be said of its pods.
+        closed: what its pods were in at the end of the run; empty where nobody looked.
+    """
 
     name: str
     asked: int
     gpus: int
     pods: dict[str, Pod] = field(default_factory=dict)
     finished: WorkloadFinished | None = None
+    closed: list[WorkloadClosed] = field(default_factory=list)
+
+    @property
+    def end(self) -> float:
+        """When its pods were last looked at."""
+        return max((event.t for event in (*self.closed, self.finished) if event is not None), default=0.0)
 
 
 @dataclass
@@ -81,6 +110,8 @@ class Pods:
                 _live(pods.setdefault(event.pod, Pod(event.pod)), event)
             case WorkloadFinished() if event.workload in self.workloads:
                 self.workloads[event.workload].finished = event
+            case WorkloadClosed() if event.workload in self.workloads:
+                self.workloads[event.workload].closed.append(event)
             case GpuNodes():
                 self.nodes = event
 
@@ -101,11 +132,12 @@ def _live(pod: Pod, event: PodEvent) -> None:
         case "scheduled":
             pod.scheduled, pod.node = event.t, event.node
         case "allocated":
-            pod.devices = event.devices
+            pod.claim, pod.devices = event.message, event.devices
         case "printed" | "silent":
             pod.printed, pod.line = event.state == "printed", event.message
         case _:
             pod.state, pod.said = event.state, event.message
+            pod.began = pod.began or event.state in {"running", "succeeded"}
 
 
 def of(found: Sequence[Watched]) -> list[Pod]:
@@ -135,7 +167,7 @@ def matching(pods: Pods, selector: Selector, metric: str) -> list[Pod]:
 
 
 def seconds(found: Sequence[Watched]) -> list[float]:
-    """From the creation of each pod to its getting a node."""
+    """From the creation of each pod to its getting a node, of those that got one."""
     return [
         max(0.0, pod.scheduled - pod.created)
         for pod in of(found)
@@ -143,9 +175,25 @@ def seconds(found: Sequence[Watched]) -> list[float]:
     ]
 
 
+def waiting(found: Sequence[Watched]) -> list[float]:
+    """How long each pod without a node has waited at the end: it will have waited longer than that."""
+    return [
+        max(0.0, each.end - pod.created)
+        for each in found
+        for pod in each.pods.values()
+        if pod.pending and pod.created is not None
+    ]
+
+
 def scheduling_rate(found: Sequence[Watched]) -> float | None:
-    """Pods that got a node per second, from the first creation until the last got it."""
-    return _rate([pod.scheduled for pod in of(found)], found)
+    """Pods that got a node per second, from the first creation until the last got it.
+
+    Until the end of the run where one still waits: it took at least so long. None where no pod was created.
+    """
+    scheduled = [pod.scheduled for pod in of(found)]
+    if not any(pod.pending for pod in of(found)):
+        return _rate(scheduled, found)
+    return _rate(scheduled, found, max(each.end for each in found))
 
 
 def creation_rate(found: Sequence[Watched]) -> float | None:
@@ -153,26 +201,29 @@ def creation_rate(found: Sequence[Watched]) -> float | None:
     return _rate([pod.created for pod in of(found)], found)
 
 
-def _rate(moments: Sequence[float | None], found: Sequence[Watched]) -> float | None:
+def _rate(moments: Sequence[float | None], found: Sequence[Watched], until: float | None = None) -> float | None:
     begun = min((pod.created for pod in of(found) if pod.created is not None), default=None)
     done = [moment for moment in moments if moment is not None]
-    if begun is None or not done or max(done) <= begun:
+    end = max(done, default=None) if until is None else until
+    if begun is None or end is None or end <= begun:
         return None
-    return len(done) / (max(done) - begun)
+    return len(done) / (end - begun)
 
 
-def nodes_used(found: Sequence[Watched]) -> set[str]:
-    """The nodes that pods got, but those of pods that others deleted."""
-    return {pod.node for pod in of(found) if pod.node and pod.state != "lost"}
+def nodes_of(pods: Sequence[Pod]) -> set[str]:
+    """The nodes that these pods got."""
+    return {pod.node for pod in pods if pod.node}
 
 
-def gpus_allocated(found: Sequence[Watched]) -> int:
-    """GPUs that pods got, by resource and by claim, but those of pods that others deleted."""
-    total = 0
-    for each in found:
-        got = [pod for pod in each.pods.values() if pod.scheduled is not None and pod.state != "lost"]
-        total += len(got) * each.gpus + sum(len(pod.devices) for pod in got)
-    return total
+def gpus_of(each: Watched, pods: Sequence[Pod]) -> int:
+    """GPUs of these pods of a workload, by resource and by claim; those of a claim that several share count once."""
+    claimed = {(pod.claim, device) for pod in pods for device in pod.devices}
+    return len(pods) * each.gpus + len(claimed)
+
+
+def holding(each: Watched) -> list[Pod]:
+    """Pods of a workload that ran and were not seen to fail, or to be deleted by others."""
+    return [pod for pod in each.pods.values() if pod.state in {"running", "succeeded"}]
 
 
 def nodes_free(nodes: GpuNodes) -> int:
@@ -182,8 +233,9 @@ def nodes_free(nodes: GpuNodes) -> int:
 
 def fragmentation(nodes: GpuNodes) -> float | None:
     """Share of the free GPUs that lie on nodes partly in use; None where no GPU is free."""
-    free = sum((gpus - used) * count for gpus, used, count in nodes.groups)
-    partly = sum((gpus - used) * count for gpus, used, count in nodes.groups if used)
+    # a device that was lost is offered no more, and may still be held
+    free = sum(max(0, gpus - used) * count for gpus, used, count in nodes.groups)
+    partly = sum(max(0, gpus - used) * count for gpus, used, count in nodes.groups if used)
     return partly / free if free > 0 else None
 
 
@@ -209,8 +261,8 @@ def _summary(each: Watched) -> WorkloadSummary:
         succeeded=states["succeeded"],
         failed=states["failed"],
         lost=states["lost"],
-        nodes=len(nodes_used([each])),
-        gpus=gpus_allocated([each]),
+        nodes=len(nodes_of(holding(each))),
+        gpus=gpus_of(each, holding(each)),
         creation_rate=creation_rate([each]),
         scheduling_rate=scheduling_rate([each]),
         scheduling_seconds={

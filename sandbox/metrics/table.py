@@ -16,7 +16,7 @@ from sandbox.metrics.tokens import Tokens
 from sandbox.spec.loadtest import Load
 from sandbox.spec.results import Window
 from sandbox.spec.slo import OUTCOMES
-from sandbox.timeline import Request
+from sandbox.timeline import EMPTY, Request
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -85,6 +85,8 @@ class Table:
         if end is None or not chunks or len(chunks) != len(gaps) + 1:
             chunks = [unknown] * (len(gaps) + 1)
         connect = request.connect_uncertainty
+        # an older client called an answer that says nothing `ok`
+        outcome = "empty" if request.outcome == "ok" and request.detail == EMPTY else request.outcome
         self._rows.extend(
             (
                 request.t,
@@ -101,7 +103,7 @@ class Table:
                 -1 if request.content_bytes is None else request.content_bytes,
                 -1 if request.first_bytes is None else request.first_bytes,
                 -1 if request.prompt_tokens is None else request.prompt_tokens,
-                self._codes.setdefault(request.outcome, len(self._codes)),
+                self._codes.setdefault(outcome, len(self._codes)),
                 end is not None,
                 end is not None and self._perhaps_silent(request, chunks, end),
             )

@@ -33,7 +33,17 @@ from sandbox.spec.results import Window
 from sandbox.spec.slo import OUTCOMES
 
 _LOG_FROM = 20.0  # slowest / fastest beyond which a linear axis would hide the fast ones
-_SHAPES = ("cross", "triangle-up", "diamond", "square", "triangle-down", "triangle-left", "triangle-right", "circle")
+_SHAPES = (
+    "cross",
+    "triangle-up",
+    "diamond",
+    "square",
+    "triangle-down",
+    "triangle-left",
+    "triangle-right",
+    "wedge",
+    "circle",
+)
 _SERIES = {
     "ttft_intended": ("first token", "var(--c-first)", "circle"),
     "e2e": ("whole answer", "var(--c-whole)", "triangle-up"),

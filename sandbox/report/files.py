@@ -8,12 +8,26 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sandbox.errors import UsageError
+from sandbox.errors import EnvironmentMissing, UsageError
 from sandbox.spec.results import Results
 
 RESULTS, JUNIT, HTML, INDEX = "results.json", "junit.xml", "report.html", "index.html"
 LOAD, METRICS = "load.json", "metrics.om"
 _MODE = 0o644
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a run's folder, which must not be there yet.
+
+    Raises:
+        EnvironmentMissing: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        words = f"a run's folder cannot be made: {error.strerror}"
+        raise EnvironmentMissing(words, where=str(folder), fix="name a folder you can write to: --runs DIR") from error
+    return folder
 
 
 def write_atomic(path: Path, content: str) -> Path:

@@ -17,6 +17,7 @@ from sandbox.report.files import HTML, INDEX, JUNIT, write_atomic
 from sandbox.report.html import environment
 from sandbox.report.junit import write_suites
 from sandbox.report.text import one_line, plural, seconds, urgency
+from sandbox.report.write import Written, write_each
 from sandbox.spec.results import Results, Status, worst
 
 
@@ -28,7 +29,7 @@ class Row:
     link: str
 
 
-def write_suite(runs: list[Results], folder: Path, reports: Mapping[str, Path] | None = None) -> dict[str, Path]:
+def write_suite(runs: list[Results], folder: Path, reports: Mapping[str, Path] | None = None) -> Written:
     """Write `index.html` and a `junit.xml` with a suite per run into `folder`.
 
     `reports`: run id -> its folder or its report.html; without it, `folder/<run id>/report.html`.
@@ -36,14 +37,16 @@ def write_suite(runs: list[Results], folder: Path, reports: Mapping[str, Path] |
     rows = [Row(results, _link(results, folder, reports or {})) for results in _sorted(runs)]
     page = environment().get_template("index.html.j2")
     content = page.render(rows=rows, verdict=_verdict(runs), tally=_tally(runs))
-    return {
-        JUNIT: write_suites(runs, folder / JUNIT),
-        INDEX: write_atomic(folder / INDEX, content),
-    }
+    return write_each(
+        {
+            folder / JUNIT: lambda path: write_suites(runs, path),
+            folder / INDEX: lambda path: write_atomic(path, content),
+        }
+    )
 
 
 def render_suite(runs: list[Results], console: Console, folder: Path | None = None) -> None:
-    """Print one table over all runs, the worst first; `folder`: where `write_suite` wrote."""
+    """Print one table over all runs, the worst first; `folder`: where `write_suite` wrote its page."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     for name in ("  verdict", "scenario", "checks", "took"):
         table.add_column(name, no_wrap=name != "scenario", justify="right" if name in {"checks", "took"} else "left")

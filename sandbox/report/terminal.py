@@ -194,7 +194,8 @@ def _next(results: Results, folder: Path) -> list[Text]:
     else:  # typed as options: there is no file to run
         told = ("judge", str(folder), "tells it all again; or the same command, with what is named above changed")
     command, target, why = told
-    rows = [("report", str(folder / HTML)), ("next", f"sandbox {command} {shlex.quote(plain(target))}"), ("", why)]
+    there = [("report", str(folder / HTML))] if (folder / HTML).is_file() else []
+    rows = [*there, ("next", f"sandbox {command} {shlex.quote(plain(target))}"), ("", why)]
     return [
         Text.assemble((f"  {head:<6}  ", "dim"), (plain(text).replace("\n", " "), "" if head else "dim"))
         for head, text in rows

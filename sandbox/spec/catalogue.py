@@ -13,6 +13,7 @@ from sandbox import paths
 from sandbox.errors import UsageError
 from sandbox.progress import say
 from sandbox.spec.base import reach
+from sandbox.spec.folder import yaml_files
 from sandbox.spec.loader import Document, load
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -87,7 +88,7 @@ def files(room: str) -> list[Path]:
     return [
         file
         for folder in _folders(room)
-        for file in sorted(folder.rglob("*.yaml"))
+        for file in yaml_files(folder)
         if "images" not in file.relative_to(folder).parts and "addons" not in file.relative_to(folder).parts
     ]
 

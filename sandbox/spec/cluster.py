@@ -98,7 +98,7 @@ class ClusterSpec(Strict):
             "kind": "KubeSchedulerConfiguration",
             **given,
             "clientConnection": {**client, **(given.get("clientConnection") or {})},
-            "leaderElection": {"leaderElect": False, **(given.get("leaderElection") or {})},
+            "leaderElection": {"leaderElect": self.control_planes > 1, **(given.get("leaderElection") or {})},
         }
 
     @model_validator(mode="after")
@@ -121,6 +121,11 @@ class ClusterSpec(Strict):
     def nodes(self) -> list[dict[str, Any]]:
         """The node list of kind; one control plane where the configuration names none."""
         return list(self.kind_config.get("nodes") or [{"role": "control-plane"}])
+
+    @property
+    def control_planes(self) -> int:
+        """How many nodes run a controller-manager and a scheduler each."""
+        return sum(node.get("role", "control-plane") == "control-plane" for node in self.nodes)
 
 
 def _loopback(address: object) -> bool:

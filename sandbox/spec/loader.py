@@ -92,6 +92,9 @@ def load_text(text: str, path: Path, model: type[Model], *, more: More | None = 
 def _not_yaml(error: yaml.YAMLError, path: Path) -> UsageError:
     """The parser's words, at the place they are about."""
     mark = getattr(error, "problem_mark", None)
+    if "single document" in str(getattr(error, "context", "")):
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        return UsageError("holds several documents, and a file is one", where=where, fix="make a file of each")
     where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
     words = [getattr(error, "context", None), getattr(error, "problem", None)]
     return UsageError(

@@ -150,6 +150,11 @@ class Profile(Strict):
     max_tokens: Count | None = Field(
         default=None, alias="maxTokens", description="Longest answer asked for, drawn per request; not for embeddings."
     )
+    allow_empty: bool = Field(
+        default=False,
+        alias="allowEmpty",
+        description="An answer that is whole and says nothing is `ok`; otherwise it is `empty`, and not good.",
+    )
     temperature: float = Field(default=0.0, ge=0, le=2)
     extra_body: dict[str, Any] = Field(
         default_factory=dict, alias="extraBody", description="Further keys of the request body, such as ignore_eos."
@@ -213,6 +218,7 @@ def _of_embeddings(given: set[str]) -> list[tuple[KeyPath, str]]:
         "stream": "embeddings come in one piece; leave `stream` out",
         "maxTokens": "embeddings produce no tokens; leave `maxTokens` out",
         "temperature": "embeddings are not sampled; leave `temperature` out",
+        "allowEmpty": "an answer without vectors is none; leave `allowEmpty` out",
         "sharedPrefix": "is for chat and completions; embeddings take `batch` and `promptTokens`",
     }
     return [((key,), words) for key, words in why.items() if key in given]

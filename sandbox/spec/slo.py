@@ -29,6 +29,7 @@ OUTCOMES = (
     "inband_error",
     "guardrail_blocked",
     "dropped",
+    "empty",
 )
 
 

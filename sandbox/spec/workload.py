@@ -73,9 +73,20 @@ class Workload(Strict):
         default=30.0, gt=0, le=3600, description="Watched so long at most.", json_schema_extra={"default": "30s"}
     )
 
+    stable_for: Annotated[Duration, Field(ge=1)] | None = Field(
+        default=None,
+        alias="stableFor",
+        description="With a `command` that goes on running: watched no longer once nothing has changed for so long; "
+        "without it for all of `within`.",
+    )
+
     @model_validator(mode="after")
     def _sound(self) -> Workload:
         problems: list[tuple[KeyPath, str]] = []
+        if self.stable_for is not None and self.command is None:
+            problems.append((("stableFor",), "goes with `command`: what only sleeps is watched until it is placed"))
+        if self.stable_for is not None and self.stable_for >= self.within:
+            problems.append((("stableFor",), f"has to be shorter than `within` ({self.within:g}s)"))
         if self.shared_claim and self.claim is None:
             problems.append((("sharedClaim",), "needs a `claim` to share"))
         if self.fleet and self.prints is not None:

@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from sandbox.errors import SandboxError
-from sandbox.kube import ApiError, Kube, Object
+from sandbox.errors import SandboxError, Unproven
+from sandbox.kube import ApiError, Kube, Object, Seen, wait_for
 from sandbox.kube.failures import Unreachable, passing
 from sandbox.kube.resources import Selection
-from sandbox.timeline import PodEvent, Timeline
+from sandbox.timeline import PodEvent, PodState, Timeline
 from sandbox.workloads.objects import NAMESPACE, WORKLOAD_LABEL
 
-State = Literal[
-    "created",
-    "refused",
-    "waiting",
-    "scheduled",
-    "allocated",
-    "running",
-    "succeeded",
-    "failed",
-    "lost",
-    "printed",
-    "silent",
-]
 _PODS = Selection("v1", "Pod", NAMESPACE, WORKLOAD_LABEL)
 _GONE = 410
 _WATCH_SECONDS = 2.0  # how long a run that is being ended may wait for the watch
 _PAUSE = 0.5
+_LAST_LOOK_SECONDS = 30.0
 _MOST_WORDS = 20  # of the scheduler on one pod: its counts of nodes change at every try
-_PHASES: dict[str, State] = {"Running": "running", "Succeeded": "succeeded", "Failed": "failed"}
+_PHASES: dict[str, PodState] = {"Running": "running", "Succeeded": "succeeded", "Failed": "failed"}
 ENDED = frozenset({"succeeded", "failed", "lost", "refused"})
 
 
@@ -47,6 +34,11 @@ class Life:
     words: int = 0
     printed: bool = False
     read: bool = False  # after its end: its log will say no more
+
+    @property
+    def now(self) -> str:
+        """What it is in, in one word, as a closing tally counts it."""
+        return self.state or ("scheduled" if self.node else "pending")
 
     @property
     def settled(self) -> bool:
@@ -89,10 +81,45 @@ class Board:
 
     def __exit__(self, *_: object) -> None:
         """Stop watching: what becomes of the pods from now on is the cleaning up."""
+        self._leave()
+
+    def close(self) -> None:
+        """Stop watching, and take what became of every pod from one last look at all of them.
+
+        Raises:
+            Unproven: the watch broke off before.
+            DeadlineExceeded: the API server could not be asked.
+        """
+        self._leave()
+        if self.error is not None:
+            raise Unproven("the watch over the pods broke off", details=[str(self.error)])
+        there = wait_for(self._list, within=_LAST_LOOK_SECONDS, what="a last look at the pods")
+        for pod in there:
+            self._take("MODIFIED", pod)
+        left = {(pod["metadata"]["labels"][WORKLOAD_LABEL], pod["metadata"]["name"]) for pod in there}
+        with self._lock:
+            known = [(workload, name) for workload, group in self._groups.items() for name in group.pods]
+        for workload, name in known:
+            if (workload, name) not in left:
+                self._vanished(workload, name)
+
+    def _leave(self) -> None:
         self._left.set()
         self._thread.join()
 
-    def write(self, workload: str, pod: str, state: State, *, t: float | None = None, **more: Any) -> None:
+    def _list(self) -> Seen[list[Object]]:
+        return Seen(True, self._kube.list_at(_PODS)[0], "")
+
+    def _vanished(self, workload: str, name: str) -> None:
+        """Nobody told of its end, and it is not there any more."""
+        with self._lock:
+            life = self._groups[workload].pods[name]
+            if life.state in ENDED:
+                return
+            life.state = "lost"
+        self.write(workload, name, "lost", node=life.node, message="it was not there any more at the last look")
+
+    def write(self, workload: str, pod: str, state: PodState, *, t: float | None = None, **more: Any) -> None:
         """Put one event into the timeline."""
         moment = self._timeline.now() if t is None else t
         self._timeline.append(PodEvent(t=moment, workload=workload, pod=pod, state=state, **more))
@@ -107,6 +134,12 @@ class Board:
         with self._lock:
             return dict(self._groups[workload].pods)
 
+    def created(self, workload: str, pod: str, t: float) -> None:
+        """Note that the API server took a pod, which was sent at `t`."""
+        with self._lock:
+            self._life(workload, pod)
+        self.write(workload, pod, "created", t=t)
+
     def refused(self, workload: str, pod: str, message: str) -> None:
         """Note that the API server did not take a pod."""
         with self._lock:
@@ -117,16 +150,6 @@ class Board:
         """Seconds since a pod of it last changed."""
         with self._lock:
             return time.monotonic() - self._groups[workload].changed
-
-    def in_use(self, gpus: Callable[[str], int]) -> dict[str, int]:
-        """Node -> GPUs that pods hold there now; `gpus`: workload -> those of each pod."""
-        found: dict[str, int] = {}
-        with self._lock:
-            for workload, group in self._groups.items():
-                for life in group.pods.values():
-                    if life.node and life.state not in ENDED:
-                        found[life.node] = found.get(life.node, 0) + gpus(workload)
-        return found
 
     def _life(self, workload: str, pod: str) -> Life:
         group = self._groups.setdefault(workload, Group())
@@ -161,7 +184,7 @@ class Board:
         workload, name = meta["labels"][WORKLOAD_LABEL], meta["name"]
         node, conditions = thing["spec"].get("nodeName", ""), status.get("conditions", [])
         told = next((_words(c) for c in conditions if c["type"] == "PodScheduled" and c["status"] != "True"), "")
-        found: list[tuple[State, dict[str, Any]]] = []
+        found: list[tuple[PodState, dict[str, Any]]] = []
         with self._lock:
             life = self._life(workload, name)
             if told and not node and told != life.told and life.words < _MOST_WORDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -11,19 +12,19 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from sandbox.errors import Unproven
 from sandbox.kube import ApiError, Kube
 from sandbox.kube.failures import passing
 from sandbox.progress import say
-from sandbox.spec.workload import GPU, Workload
-from sandbox.timeline import GpuNodes, Timeline, WorkloadFinished, WorkloadStarted
-from sandbox.workloads import objects
+from sandbox.spec.workload import Workload
+from sandbox.timeline import GpuNodes, Timeline, WorkloadClosed, WorkloadFinished, WorkloadStarted
+from sandbox.workloads import gpus, objects
 from sandbox.workloads.board import ENDED, Board, Life
 
 _LOOK = 0.2
 _AGAIN = 0.5
 _AT_ONCE = 16
 _LOG_EVERY = 1.0
+_PLACED = 1.0  # all run for so long: none was only about to go
 _QUIET = 4.0  # nothing changed for so long: nothing will
 _LOG_LINES = 200
 _LINE = 300
@@ -131,7 +132,7 @@ def _make(ground: Ground, board: Board, workload: Workload, number: int) -> bool
                 continue
             board.refused(workload.name, name, error.message)
             return False
-        board.write(workload.name, name, "created", t=sent)
+        board.created(workload.name, name, sent)
         return True
 
 
@@ -145,26 +146,34 @@ def _until_settled(ground: Ground, board: Board, workload: Workload, deadline: f
         if workload.prints is not None and time.monotonic() >= read_at:
             _read(ground, board, workload, pods)
             read_at = time.monotonic() + _LOG_EVERY
-        if (why := _over(ground, board, workload, pods)) is not None:
+        late = time.monotonic() >= deadline
+        if (why := _over(ground, board, workload, pods, late=late)) is not None:
             return why
-        if time.monotonic() >= deadline:
-            return "time is out"
         if ground.stop.wait(min(_LOOK, max(0.0, deadline - time.monotonic()))):
             return None
 
 
-def _over(ground: Ground, board: Board, workload: Workload, pods: Mapping[str, Life]) -> Why | None:
-    if len(pods) < workload.pods or not ground.calm():
-        return None
+def _over(ground: Ground, board: Board, workload: Workload, pods: Mapping[str, Life], *, late: bool) -> Why | None:
+    """Why the watch is over; None where it goes on. `late`: its time is out."""
     told = workload.prints is None or all(life.printed or life.read for life in pods.values() if life.state)
-    if not told:
-        return None
+    if len(pods) < workload.pods or not ground.calm() or not told:
+        return "time is out" if late else None
     if all(life.state in ENDED for life in pods.values()):
         return "ended"
-    if workload.command is None and all(life.state for life in pods.values()):
+    quiet = board.quiet(workload.name)
+    if workload.command is None and all(life.state for life in pods.values()) and quiet >= _PLACED:
         return "placed"
-    still = all(life.settled for life in pods.values()) and board.quiet(workload.name) >= _QUIET
-    return "settled" if still else None
+    still = all(life.settled for life in pods.values())
+    if still and quiet >= (_QUIET if late else _enough(workload, pods)):
+        return "settled"
+    return "time is out" if late else None
+
+
+def _enough(workload: Workload, pods: Mapping[str, Life]) -> float:
+    """How long nothing may have changed: what runs a command may still end badly, so it has all of its time."""
+    if workload.command is None or all(life.state != "running" for life in pods.values()):
+        return _QUIET
+    return math.inf if workload.stable_for is None else workload.stable_for
 
 
 def _read(ground: Ground, board: Board, workload: Workload, pods: Mapping[str, Life]) -> None:
@@ -239,19 +248,17 @@ def clear(kube: Kube) -> None:
         list(pool.map(lambda pod: kube.request("DELETE", kube.path(pod), body), there))
 
 
-def look_at_nodes(ground: Ground, board: Board, workloads: Sequence[Workload]) -> None:
-    """Write down how many GPUs each node offers, and how many of them these workloads' pods hold."""
-    gpus = {each.name: each.gpus for each in workloads}
-    if not any(gpus.values()):
-        return
-    used = board.in_use(lambda name: gpus.get(name, 0))
-    nodes = ground.kube.list("v1", "Node")
-    if board.error is not None:
-        raise Unproven("the watch over the pods broke off", details=[str(board.error)])
-    groups = Counter(
-        (int(amount), used.get(node["metadata"]["name"], 0))
-        for node in nodes
-        if (amount := node["status"].get("allocatable", {}).get(GPU, "0")) != "0"
-    )
-    found = [(offered, held, count) for (offered, held), count in sorted(groups.items())]
-    ground.timeline.append(GpuNodes(t=ground.timeline.now(), groups=found))
+def close(ground: Ground, board: Board, workloads: Sequence[Workload]) -> None:
+    """Write down how all pods and the nodes with GPUs are now that everything is over: a promise holds until here.
+
+    Raises:
+        Unproven: the watch over the pods broke off.
+        DeadlineExceeded: the API server could not be asked.
+    """
+    board.close()
+    for each in workloads:
+        states = Counter(life.now for life in board.pods(each.name).values())
+        ground.timeline.append(WorkloadClosed(t=ground.timeline.now(), workload=each.name, states=dict(states)))
+    if any(each.gpus or each.claim is not None for each in workloads):
+        groups = gpus.groups(ground.kube)
+        ground.timeline.append(GpuNodes(t=ground.timeline.now(), groups=groups))

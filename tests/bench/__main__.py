@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from docker.models.containers import Container
 
 from sandbox import cluster, images
-from sandbox.cluster import Cluster, config, containers, node_images, nodes
+from sandbox.cluster import Cluster, config, node_images, nodes, ownership
 from sandbox.host.engine import client
 from sandbox.host.preparing import prepare
 from sandbox.kube import Kube, Seen, stacks, wait_for
@@ -32,9 +33,9 @@ from sandbox.spec.catalogue import find
 from sandbox.spec.cluster import ClusterSpec
 from tests.bench import busy, gpus, load
 from tests.bench.gpus import Row
+from tests.bench.page import write
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 MAIN_SCENARIO = ROOT / "scenarios" / "chaos" / "survive-a-lost-replica.yaml"
 BARE = "bench-bare"
 OURS = "bench-ours"
@@ -78,7 +79,7 @@ def bare_up(image: str, toolbox: str) -> tuple[float, float]:
                 [kind, "create", "cluster", "--name", BARE, "--config", "-"],
                 input=text.encode(), check=True, env=env, capture_output=True,
             )  # fmt: skip
-            node_images.load(client(), BARE, [toolbox])
+            node_images.load(machines(BARE), [toolbox])
             answering(Kube.connect(kubeconfig), toolbox)
             took = time.monotonic() - begun
             hold(_SETTLE_SECONDS)
@@ -115,11 +116,22 @@ def with_simulator(made: Cluster, kube: Kube) -> None:
 def memory(name: str) -> float:
     """MiB the node's cgroup holds without the page cache that the kernel gives back at need."""
     total = 0.0
-    for container in containers.nodes(client(), name):
+    for container in machines(name):
         stats: dict[str, Any] = container.stats(stream=False)["memory_stats"]
         detail = stats["stats"]
         total += stats["usage"] - detail.get("total_inactive_file", detail.get("inactive_file", 0))
     return total / (1 << 20)
+
+
+def machines(name: str) -> list[Container]:
+    """The node containers of a cluster, whoever made it."""
+    return client().containers.list(filters={"label": f"{ownership.KIND_LABEL}={name}"})
+
+
+def trio_down() -> float:
+    """Seconds that `sandbox down` takes, with three nodes that run."""
+    cluster.up(find("clusters", "trio", ClusterSpec, kind="cluster").model, name=OURS)
+    return timed(command("down", OURS))
 
 
 def timed(act: Callable[[], object]) -> float:
@@ -172,12 +184,14 @@ def of_clusters(runs: int) -> list[Row]:
         ours.append(our_up(toolbox))
     ratios = [mine[0] / theirs[0] for mine, theirs in zip(ours, bare, strict=True)]
     no_op = [timed(command("images", "build")) for _ in range(5)]
+    downs = [trio_down() for _ in range(runs)]
     main_job = timed(command("run", str(MAIN_SCENARIO)))
     return [
         ("up until an app and DNS answer, s", spread([v[0] for v in ours]), spread([v[0] for v in bare]),
          f"{statistics.median(ratios):.2f}x", "at most 1.1x; about 20 s"),
         ("memory of the idle node, MiB (ours with vllm-sim)", spread([v[1] for v in ours]),
          spread([v[1] for v in bare]), "", "at most 700 MiB"),
+        ("`sandbox down` of a trio, s", spread(downs), "", "", "at most 5 s"),
         ("`sandbox images build`, all there, s", spread(no_op), "", "", "at most 2 s"),
         ("the main job, images there, s", f"{main_job:.1f}", "", "", "at most 150 s"),
         client_added(20),
@@ -220,16 +234,6 @@ def main() -> None:
     prepare()
     for part in options.only or PARTS:
         write(part, PARTS[part](options.runs))
-
-
-def write(part: str, text: str) -> None:
-    """Put what a part has to show between its marks on the page."""
-    begin, end = f"<!-- bench {part} -->", f"<!-- /bench {part} -->"
-    head, _, rest = PAGE.read_text().partition(begin)
-    _, _, tail = rest.partition(end)
-    block = f"{begin}\n{text.rstrip()}\n{end}"
-    PAGE.write_text(f"{head.rstrip()}\n\n{block}{tail or chr(10)}")
-    sys.stdout.write(block + "\n")
 
 
 if __name__ == "__main__":

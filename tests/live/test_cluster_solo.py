@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from sandbox import cluster, images, paths
-from sandbox.cluster import Cluster, Owner, containers, node_images, nodes, record
-from sandbox.errors import ClusterError, UsageError
+from sandbox.cluster import Cluster, Owner, containers, node_images, nodes, ownership, record
+from sandbox.errors import ClusterError, NotOurs, UsageError
 from sandbox.host.engine import client
 from sandbox.kube import Kube, Seen, wait_for
 from sandbox.kube.conditions import nodes_ready, renewed
@@ -31,9 +31,11 @@ SOLO = load(paths.catalogue("clusters")[0] / "solo.yaml", ClusterSpec).model
 
 
 def in_engine(name: str) -> list[str]:
-    """Everything of that name the engine holds."""
-    found = containers.survey(client(), name)
-    return [str(each.name) for each in found.containers] + [str(each.name) for each in found.networks]
+    """Everything of that name the engine holds, recorded or not."""
+    docker = client()
+    found = docker.containers.list(all=True, filters={"label": f"{ownership.KIND_LABEL}={name}"})
+    networks = docker.networks.list(filters={"label": f"{ownership.CLUSTER_LABEL}={name}"})
+    return [str(each.name) for each in found] + [str(each.name) for each in networks]
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +92,15 @@ def test_policy_storage_and_metrics_are_proven(solo: Cluster, toolbox: str) -> N
 
 def test_an_image_is_loaded_where_it_is_missing_and_not_again(solo: Cluster, toolbox: str) -> None:
     node, docker = solo.nodes[0].name, client()
-    assert node_images.load(docker, NAME, [toolbox]) == {}
+    assert node_images.load(containers.nodes(docker, NAME), [toolbox]) == {}
     container = containers.nodes(docker, NAME)[0]
     # a second name: the first one is what the pods of other tests use
     repository, _, tag = toolbox.rpartition(":")
     docker.images.get(toolbox).tag(repository, f"{tag}-again")
     try:
-        assert node_images.load(docker, NAME, [f"{toolbox}-again"]) == {node: [f"{toolbox}-again"]}
+        assert node_images.load(containers.nodes(docker, NAME), [f"{toolbox}-again"]) == {node: [f"{toolbox}-again"]}
         assert node_images.missing(container, [toolbox, f"{toolbox}-again"]) == []
-        assert node_images.load(docker, NAME, [f"{toolbox}-again"]) == {}
+        assert node_images.load(containers.nodes(docker, NAME), [f"{toolbox}-again"]) == {}
     finally:
         docker.images.remove(f"{toolbox}-again", noprune=True)
 
@@ -195,7 +197,7 @@ def test_a_stopped_cluster_is_started_by_up_and_its_kubelet_is_back(solo: Cluste
 
 def test_a_cluster_of_that_name_that_is_not_ours_is_left_alone(toolbox: str) -> None:
     name = f"live-strange-{os.getpid()}"
-    stranger = client().containers.create(toolbox, ["true"], labels={containers.KIND_LABEL: name})
+    stranger = client().containers.create(toolbox, ["true"], labels={ownership.KIND_LABEL: name})
     try:
         for command in (lambda: cluster.up(SOLO, name=name), lambda: cluster.down(name)):
             with pytest.raises(ClusterError, match="not this sandbox's"):
@@ -238,14 +240,28 @@ def started(name: str, owner: str = "None") -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 
-def test_what_a_killed_up_left_is_cleared_and_two_at_once_share_one_cluster() -> None:
+def test_what_a_killed_up_left_is_cleared_and_two_at_once_share_one_cluster(toolbox: str) -> None:
     name = f"live-killed-{os.getpid()}"
     with started(name, "cluster.Owner.me()") as killed:
         wait_for(lambda: half_made(name), within=120, what="a node of the half-made cluster")
         assert cluster.status(name).state == "busy"
         killed.kill()
     assert cluster.status(name).state == "half-made"
-    assert name in cluster.reap()
+    here = containers.network_name(name)
+    guest = client().containers.run(toolbox, ["sh", "-c", "exec sleep 600"], network=here, detach=True)
+    try:
+        before = in_engine(name)
+        assert name not in cluster.reap()
+        for command in (lambda: cluster.up(SOLO, name=name), lambda: cluster.down(name)):
+            with pytest.raises(NotOurs, match="nothing of it is removed"):
+                command()
+        assert in_engine(name) == before
+        client().networks.get(here).disconnect(guest)
+        assert name in cluster.reap()
+        guest.reload()
+        assert guest.status == "running"
+    finally:
+        guest.remove(force=True)
     assert in_engine(name) == []
     assert name not in record.names()
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import docker
 import psutil
 import pytest
+from second_engine import ended, identity, second_engine
 
 from sandbox import images
 from sandbox.errors import EnvironmentMissing
 from sandbox.host import capabilities, preparing
-from sandbox.host.engine import Home, client, look, recorded_pid, runs
-from sandbox.kube.wait import Seen, wait_for
+from sandbox.host.engine import Home, client, look, recorded_pid
+from sandbox.kube.wait import wait_for
 
 pytestmark = [
     pytest.mark.live,
@@ -29,60 +27,10 @@ pytestmark = [
 ]
 
 
-def ended(process: psutil.Process) -> Seen[None]:
-    gone = not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    return Seen(gone, None, f"{process} still runs")
-
-
-def end(home: Home) -> None:
-    """Stop that engine in order; what of it is left is killed."""
-    pid = recorded_pid(home)
-    if pid is not None and runs(pid, "dockerd"):
-        dockerd = psutil.Process(pid)
-        dockerd.send_signal(signal.SIGCONT)
-        dockerd.terminate()
-        wait_for(lambda: ended(dockerd), within=30, what="the end of the second engine")
-    for process in psutil.process_iter(["cmdline"]):
-        if str(home.exec_root) in " ".join(process.info["cmdline"] or []):
-            process.kill()
-
-
 @pytest.fixture
 def second() -> Iterator[Home]:
-    # unix socket paths end at 108 characters: pytest's own folders are too deep
-    folder = Path(f"/run/sandbox-second-engine-{os.getpid()}")
-    bridge = f"sbx{os.getpid()}"
-    home = Home(
-        socket=folder / "engine.sock",
-        data_root=Path(f"/var/lib/sandbox-second-engine-{os.getpid()}"),
-        exec_root=folder / "exec",
-        pid_file=folder / "engine.pid",
-        log=folder / "engine.log",
-        # a bridge of its own: with --bridge=none it would remove docker0, which the machine's own engine uses
-        extra=(f"--bridge={bridge}", "--iptables=false", "--ip6tables=false"),
-    )
-    folder.mkdir()
-    before = identity()
-    subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], check=True)
-    yield home
-    end(home)
-    gc.collect()  # what such an engine left behind is collected here, and not in another test
-    subprocess.run(["ip", "link", "delete", bridge], check=True)
-    for mount in sorted((part.mountpoint for part in psutil.disk_partitions(all=True)), reverse=True):
-        if mount.startswith((str(folder), str(home.data_root))):
-            subprocess.run(["umount", "--lazy", mount], check=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(home.data_root, ignore_errors=True)
-    assert identity() == before, "the machine's own engine was touched"
-
-
-def identity() -> tuple[str, int | None, list[str]]:
-    """Which engine the machine's own is, the process it runs as, and its bridges."""
-    own = client()
-    networks = [each.attrs["Options"] for each in own.networks.list(filters={"driver": "bridge"})]
-    named = [options.get("com.docker.network.bridge.name", "") for options in networks]
-    bridges = [name for name in named if name in psutil.net_if_addrs()]
-    return str(own.info()["ID"]), recorded_pid(Home()), bridges
+    with second_engine() as home:
+        yield home
 
 
 def sleeper(home: Home) -> str:

@@ -10,7 +10,7 @@ import chromium
 import pytest
 from timelines import HOSTILE, Shape, events, hostile_results
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.report.html import write_html
 from sandbox.report.suite import write_suite
 
@@ -228,7 +228,7 @@ def test_paper_shows_every_check_with_its_evidence(tab: chromium.Tab, pages: dic
 
 def test_the_index_of_a_suite_leads_to_each_report(tab: chromium.Tab, pages: dict[str, Path], tmp_path: Path) -> None:
     run = judge(events())
-    written = write_suite([run], tmp_path, {run.run_id: pages["pass"]})
+    written = write_suite([run], tmp_path, {run.run_id: pages["pass"]}).files
     tab.look(1280, 900)
     tab.open(written["index.html"])
     assert tab.fetched() == []

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from sandbox.errors import (
     EXIT_PASS,
     EXIT_USAGE,
     ClusterError,
+    NotOurs,
+    SandboxError,
 )
 from sandbox.host import preparing
 from sandbox.host.engine import Engine
@@ -341,7 +344,7 @@ def test_kubeconfig_is_a_bare_path_for_shells(typed: Typed, monkeypatch: pytest.
 def test_down_removes_what_is_named_and_all_takes_leftovers_too(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "list_clusters", lambda: [SOLO])
     monkeypatch.setattr(cluster, "down", lambda name: [f"record {name}"])
-    monkeypatch.setattr(cluster, "reap", lambda: ["half-made"])
+    monkeypatch.setattr(cluster, "reap", lambda *, strict: ["half-made"] * strict)
     assert typed("down", "trio")[:2] == (EXIT_PASS, "trio is down: 1 things removed\n")
     assert typed("down", "--all")[1] == "solo is down: 1 things removed\nhalf-made: removed, a leftover\n"
     assert json.loads(typed("down", "--all", "-o", "json")[1]) == {
@@ -403,6 +406,32 @@ def test_images_answer_programs(typed: Typed, monkeypatch: pytest.MonkeyPatch) -
     assert json.loads(typed("images", "push", "r:5000", "-o", "json")[1]) == {"toolbox": "r:5000/toolbox@sha256:2"}
     assert typed("images", "trim")[1] == "5.0 GB freed\n"
     assert json.loads(typed("images", "trim", "-o", "json")[1]) == {"freed": 5_000_000_000}
+
+
+def test_down_of_several_goes_on_after_one_that_stays_and_its_exit_code_tells(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path))
+    stays: dict[str, SandboxError] = {
+        "away": ClusterError("made on another engine", where="away"),
+        "shared": NotOurs("something is on its network", where="shared", fix="docker network disconnect x db"),
+    }
+
+    def down(name: str) -> list[str]:
+        if name in stays:
+            raise stays[name]
+        return [f"record {name}"]
+
+    monkeypatch.setattr(cluster, "down", down)
+    monkeypatch.setattr(cluster, "list_clusters", lambda: [SimpleNamespace(name=each) for each in (*stays, "trio")])
+    monkeypatch.setattr(cluster, "reap", lambda *, strict: [])
+    code, said, err = typed("down", "--all")
+    assert (code, said) == (EXIT_FAIL, "trio is down: 1 things removed\n")
+    assert "made on another engine" in err
+    assert "docker network disconnect x db" in err
+    assert typed("down", "away")[0] == EXIT_ENVIRONMENT
+    code, said, _ = typed("down", "shared", "trio", "-o", "json")
+    assert (code, json.loads(said)["removed"]) == (EXIT_FAIL, {"trio": ["record trio"]})
 
 
 def test_a_cluster_is_not_taken_down_from_under_a_run(

@@ -6,16 +6,14 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import requests
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import DockerException, NotFound
 
-from sandbox import paths
 from sandbox.cluster import (
     bringup,
     containers,
@@ -25,123 +23,25 @@ from sandbox.cluster import (
     looking,
     node_images,
     nodes,
+    ownership,
     reach,
     record,
     teardown,
 )
-from sandbox.cluster.record import Cluster, Node, Owner
+from sandbox.cluster.record import Cluster, Owner
 from sandbox.errors import ClusterError, EnvironmentMissing, UsageError
 from sandbox.host.engine import Engine
-from sandbox.spec.base import Metadata
 from sandbox.spec.cluster import ClusterSpec
 from sandbox.spec.gpu import GpuGroup
 from tests.unit.api_server import Answer, core, serving
+from tests.unit.container_engine import SPEC, FakeEngine, installed, put, refusal
 
-SPEC = ClusterSpec(kind="Cluster", metadata=Metadata(name="solo", description="For a test."))
 GONE = Owner(os.getpid(), -1.0)
-
-
-def refusal(words: str) -> APIError:
-    return APIError("500 Server Error", explanation=words)
-
-
-@dataclass
-class FakeContainer:
-    engine: FakeEngine
-    name: str
-    network: str = "sandbox-solo"
-    status: str = "running"
-    refuses: int = 0  # how often it will not go
-
-    def __post_init__(self) -> None:
-        self.id = f"id-{self.name}"
-        self.labels = {containers.KIND_LABEL: "solo", containers.ROLE_LABEL: "control-plane"}
-        self.attrs: dict[str, Any] = {"NetworkSettings": {"Networks": {self.network: {"IPAddress": "192.0.2.2"}}}}
-
-    def reload(self) -> None:
-        pass
-
-    def start(self) -> None:
-        self.status = "running"
-
-    def remove(self, **_: object) -> None:
-        if self.refuses:
-            self.refuses -= 1
-            raise refusal("did not receive an exit event")
-        self.engine.held.remove(self)
-
-
-@dataclass
-class FakeNetwork:
-    engine: FakeEngine
-    name: str = "sandbox-solo"
-    id: str = "n1"
-
-    def __post_init__(self) -> None:
-        labels = {containers.CLUSTER_LABEL: "solo", containers.RUN_LABEL: "abc"}
-        self.attrs = {"Labels": {**labels, containers.STATE_LABEL: str(paths.state_dir())}}
-
-    def remove(self) -> None:
-        self.engine.wires.remove(self)
-
-
-@dataclass
-class FakeEngine:
-    held: list[FakeContainer] = field(default_factory=list)
-    wires: list[FakeNetwork] = field(default_factory=list)
-    broken: Exception | None = None
-
-    @property
-    def containers(self) -> Any:
-        return SimpleNamespace(list=lambda **_: self._answer(self.held), get=self._get)
-
-    @property
-    def networks(self) -> Any:
-        return SimpleNamespace(list=lambda **_: self._answer(self.wires))
-
-    def _answer(self, things: list[Any]) -> list[Any]:
-        if self.broken:
-            raise self.broken
-        return list(things)
-
-    def _get(self, identity: str) -> FakeContainer:
-        for each in self._answer(self.held):
-            if each.id == identity:
-                return cast("FakeContainer", each)
-        raise NotFound("no such container")
 
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    """An engine that is empty, and that every module takes for the machine's own."""
-    monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path / "state"))
-    made = FakeEngine()
-    for module in (bringup, guard, leftovers, looking, nodes, teardown):
-        monkeypatch.setattr(module, "client", lambda: made)
-    for module in (leftovers, looking, teardown):
-        monkeypatch.setattr(module, "look", lambda: SimpleNamespace(state="running"))
-    return made
-
-
-def put(engine: FakeEngine, **changes: Any) -> Cluster:
-    """Put a cluster of one node into the engine and the records."""
-    node = FakeContainer(engine, "solo-control-plane")
-    engine.held, engine.wires = [node], [FakeNetwork(engine)]
-    made: dict[str, Any] = {
-        "name": "solo",
-        "provider": "kind",
-        "kubeconfig": record.home("solo") / "kubeconfig",
-        "context": "kind-solo",
-        "run": "abc",
-        "uid": "u-1",
-        "shape": record.shape(SPEC),
-        "image": "node:1",
-        "created": 1.0,
-        "nodes": (Node(node.name, "control-plane", "192.0.2.2", node.id),),
-    }
-    cluster = Cluster(**(made | changes))
-    record.save(cluster)
-    return cluster
+    return installed(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +90,7 @@ def test_one_leftover_the_engine_will_not_remove_does_not_stop_the_others(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(engine, owner=GONE)
-    record.mark_creating("half", "abc")
+    record.mark_creating("half", "abc", engine=engine.identity)
     removed: list[str] = []
 
     def remove(_: object, name: str) -> None:
@@ -228,7 +128,7 @@ def test_what_could_not_be_removed_is_still_ours_afterwards(
     with pytest.raises(ClusterError, match="could not be removed completely"):
         containers.remove(cast("Any", engine), "solo")
     assert len(engine.wires) == 1
-    assert containers.survey(cast("Any", engine), "solo").strangers == ()
+    assert ownership.survey(cast("Any", engine), "solo").strangers == ()
 
 
 @pytest.mark.parametrize("changes", [{"shape": "older"}, {"image": "node:0"}])
@@ -308,9 +208,9 @@ def test_a_running_cluster_gets_what_its_spec_now_asks_for(
     monkeypatch.setattr(bringup, "_running", lambda *_, **__: made)
     monkeypatch.setattr(bringup.Kube, "connect", lambda *_: "kube")
     monkeypatch.setattr(bringup, "_furnish", lambda *given: done.append(given))
-    monkeypatch.setattr(bringup.node_images, "load", lambda _, name, refs: done.append((name, refs)))
+    monkeypatch.setattr(bringup.node_images, "load", lambda there, refs: done.append((there[0].name, refs)))
     assert bringup.up(SPEC, app_images=["toolbox"]) is made
-    assert done == [("solo", ["toolbox:1"]), ("kube", SPEC, 1, {"toolbox": "toolbox:1"})]
+    assert done == [("solo-control-plane", ["toolbox:1"]), ("kube", SPEC, 1, {"toolbox": "toolbox:1"})]
 
 
 @pytest.mark.parametrize("gpu", [[], [GpuGroup(profile="h100")]])

@@ -14,8 +14,11 @@ import yaml
 from sandbox.cluster import down, existing, failure, guard, leftovers, looking, node_images, nodes, record
 from sandbox.cluster.record import Cluster, Node, Owner
 from sandbox.errors import ClusterError, UsageError
+from sandbox.host.engine import Engine, Identity
 from sandbox.spec.base import Metadata
 from sandbox.spec.cluster import ClusterSpec, Existing
+
+ENGINE = Identity("ENGINE:ONE", "none-1", "unix:///run/one.sock")
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +44,8 @@ def cluster(name: str = "solo", **changes: Any) -> Cluster:
 
 
 def test_a_record_comes_back_as_it_was_saved() -> None:
-    made = cluster(owner=Owner.me())
-    record.mark_creating("solo", "abc")
+    made = cluster(owner=Owner.me(), engine=ENGINE, containers=("c1", "balancer"))
+    record.mark_creating("solo", "abc", engine=ENGINE)
     record.save(made)
     assert record.find("solo") == made
     assert not record.creating("solo")
@@ -139,12 +142,16 @@ def test_folders_that_are_no_clusters_are_not_listed() -> None:
     assert record.names() == []
 
 
-def test_a_create_under_way_is_told_from_one_that_never_ended() -> None:
-    record.mark_creating("solo", "abc")
+def test_a_create_under_way_is_told_from_one_that_never_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looking, "look", lambda: Engine("dead", "unix:///run/one.sock", "installed but not running"))
+    record.mark_creating("solo", "abc", engine=ENGINE)
     with record.locked("solo"):
         assert looking.status("solo").state == "busy"
     found = looking.status("solo")
-    assert (found.state, found.problems) == ("half-made", ("a create began and never ended",))
+    assert (found.state, found.problems) == (
+        "half-made",
+        ("a create began and never ended", "installed but not running"),
+    )
 
 
 def test_different_clusters_do_not_wait_for_each_other() -> None:
@@ -176,7 +183,7 @@ def test_only_half_made_and_orphaned_clusters_are_leftovers() -> None:
     record.save(cluster("mine", owner=Owner.me()))
     record.save(cluster("orphan", owner=Owner(os.getpid(), 1.0)))
     record.save(cluster("foreign", provider="existing", owner=Owner(os.getpid(), 1.0)))
-    record.mark_creating("half", "abc")
+    record.mark_creating("half", "abc", engine=ENGINE)
     found = [name for name in record.names() if leftovers.leftover(name)]
     assert found == ["half", "orphan"]
 

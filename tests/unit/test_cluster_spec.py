@@ -127,6 +127,18 @@ def test_a_throw_away_cluster_neither_elects_nor_syncs() -> None:
     assert "apiVersion" not in ours
 
 
+@pytest.mark.parametrize("more", ["", "fleet: {nodes: 1}\n", "scheduler: {profiles: []}\n"])
+def test_with_several_control_planes_controllers_and_schedulers_elect_one_that_acts(more: str) -> None:
+    several = "kindConfig: {nodes: [{role: control-plane}, {}, {role: worker}]}\n" + more
+    for patch in patches(rendered(several)):
+        for part in ("controllerManager", "scheduler"):
+            assert "leader-elect" not in patch.get(part, {}).get("extraArgs", {})
+    given = spec(several).scheduler_config
+    assert given is None or given["leaderElection"] == {"leaderElect": True}
+    ours = patches(rendered(several))[0]
+    assert ours["etcd"]["local"]["extraArgs"] == {"unsafe-no-fsync": "true"}
+
+
 def test_only_cgroup_v1_makes_the_kubelet_tolerate_it() -> None:
     assert [each for each in patches(rendered("")) if "failCgroupV1" in each] == []
     assert {"kind": "KubeletConfiguration", "failCgroupV1": False} in patches(rendered("", cgroup="1"))

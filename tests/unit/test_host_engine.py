@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -54,6 +55,48 @@ def test_without_context_or_variable_the_usual_socket_is_asked(monkeypatch: pyte
     monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     assert engine_url() == Home().url
+
+
+@pytest.mark.parametrize("by", ["variable", "file"])
+def test_a_context_that_is_not_there_is_an_error_and_never_the_default_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: str
+) -> None:
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"currentContext": "nowhere"} if by == "file" else {}))
+    if by == "variable":
+        monkeypatch.setenv("DOCKER_CONTEXT", "nowhere")
+    for ask in (engine_url, engine.client, preparing.prepare):
+        with pytest.raises(EnvironmentMissing, match=r"there is no docker context nowhere|does not answer") as refused:
+            ask()
+        assert refused.value.exit_code == 4
+        assert "DOCKER_CONTEXT" in refused.value.fix
+    assert (look().state, look().seen) == ("foreign", "there is no docker context nowhere")
+    assert checks.check_engine(look()).state == "missing"
+
+
+def test_a_context_that_is_there_is_used_and_a_torn_one_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("DOCKER_CONTEXT", "lab")
+    (tmp_path / "config.json").write_text("{}")
+    meta = tmp_path / "contexts" / "meta" / hashlib.sha256(b"lab").hexdigest() / "meta.json"
+    meta.parent.mkdir(parents=True)
+    told = {"Name": "lab", "Metadata": {}, "Endpoints": {"docker": {"Host": "unix:///run/lab.sock"}}}
+    meta.write_text(json.dumps(told))
+    assert engine_url() == "unix:///run/lab.sock"
+    (tmp_path / "config.json").unlink()  # docker-py looks nowhere else then
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
+    with pytest.raises(EnvironmentMissing, match="no docker context lab") as refused:
+        engine_url()
+    assert f"echo {{}} > {tmp_path}/config.json" in refused.value.fix
+    (tmp_path / "config.json").write_text("{}")
+    meta.write_text("{")
+    with pytest.raises(EnvironmentMissing, match="lab cannot be read"):
+        engine_url()
 
 
 def test_an_engine_named_by_the_user_that_does_not_answer_is_never_replaced(

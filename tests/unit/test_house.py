@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "workloads": {"spec", "timeline", "kube"},
     "search": {"spec"},
 }
-ALLOWED["watch"] = ALLOWED["baseline"] = {"spec", "timeline", "metrics", "judge"}
+ALLOWED["watch"] = ALLOWED["recorded"] = {"spec", "timeline", "metrics", "judge"}
+ALLOWED["baseline"] = {*ALLOWED["recorded"], "recorded"}
 ALLOWED["plan"] = {*ALLOWED}
 ALLOWED["loading"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["exercise"] = {*ALLOWED, "run"}  # `run` for its type only

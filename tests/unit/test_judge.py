@@ -273,6 +273,8 @@ def attack(variant: str, outcome: str, by: str = "") -> AttackEvent:
         ([attack("attempt", "denied", "R"), attack("allowed", "succeeded")], "invalid"),
         ([attack("attempt", "error"), attack("allowed", "succeeded")], "invalid"),
         ([attack("attempt", "denied", "P")], "invalid"),
+        ([attack("attempt", "denied", "P"), attack("allowed", "succeeded"), attack("attempt", "succeeded")], "fail"),
+        ([attack("attempt", "denied", "P"), attack("allowed", "succeeded"), attack("allowed", "error")], "invalid"),
         ([], "invalid"),
     ],
 )

@@ -101,7 +101,8 @@ def test_several_processes_make_exactly_the_requests_of_one(tmp_path: Path) -> N
             wanted = plan(server, timeline, arrivals, 2.0, processes=many)
             load = runner.start(wanted, timeline)
             assert load.wait(60) == 0
-            served = [line.number for line in server.served()]
+            truth = {line.number: line for line in server.served()}
+            served = list(truth)
         events = list(read(timeline.path))
         (begun,) = [event for event in events if isinstance(event, LoadStarted)]
         (ended,) = [event for event in events if isinstance(event, LoadFinished)]
@@ -111,6 +112,12 @@ def test_several_processes_make_exactly_the_requests_of_one(tmp_path: Path) -> N
         assert Counter(f"5-{request.tags['number']}" for request in done) == Counter(served)
         assert {request.outcome for request in done} == {"ok"}
         assert all(request.sent is not None and request.sent - request.scheduled < 0.25 for request in done)
+        for request in done:
+            assert request.first is not None
+            assert request.uncertainty is not None
+            assert len(request.uncertainty) == request.chunks == 5
+            written = truth[f"5-{request.tags['number']}"].written[0] - timeline.epoch_ns
+            assert request.first - request.uncertainty[0] <= written / 1e9, "every worker knows its bounds"
         beats = {event.worker for event in events if isinstance(event, ClientBeat)}
         assert beats == ({""} if many == 1 else {"1/3", "2/3", "3/3"})
         seen[many] = sorted((request.tags["number"], round(request.scheduled - begun.t, 6)) for request in done)

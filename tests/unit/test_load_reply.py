@@ -58,10 +58,10 @@ def test_content_chunks_are_counted_the_same_wherever_the_reads_fall(
     texts: list[str], step: int, compact: bool
 ) -> None:
     reply = read(wire([ROLE, *map(chunk, texts), chunk(None, "stop"), USAGE, DONE], compact=compact), step=step)
-    assert (reply.outcome, reply.detail) == ("ok", "" if any(texts) else EMPTY)
+    assert (reply.outcome, reply.detail) == (("ok", "") if any(texts) else ("empty", EMPTY))
     assert len(reply.arrivals) == sum(1 for text in texts if text)
     assert list(reply.arrivals) == sorted(reply.arrivals)
-    assert reply.tokens == 42
+    assert (reply.tokens, reply.content_bytes) == (42, len("".join(texts).encode()))
 
 
 @st.composite
@@ -96,10 +96,15 @@ def test_each_chunk_is_dated_by_the_read_that_completed_its_event_wherever_the_b
     texts, data, contents, cuts = packed
     reply = Reply(stream=True, keep=keep)
     for place, cut in zip([0, *cuts], [*cuts, len(data)], strict=True):
-        reply.feed(data[place:cut], cut)  # the clock reads how much has been read
+        reply.feed(data[place:cut], cut, cut - place)  # the clock reads how much has been read
     expected = [next(cut for cut in [*cuts, len(data)] if cut >= end) for end in contents]
     assert list(reply.arrivals) == expected
-    assert (reply.outcome, reply.tokens, reply.received) == ("ok", 42, len(data))
+    since = {cut: cut - place for place, cut in zip([0, *cuts], [*cuts, len(data)], strict=True)}
+    assert list(reply.uncertainty) == [since[seen] for seen in expected]
+    assert reply.end is not None
+    assert reply.end_uncertainty == since[reply.end]
+    assert reply.content_bytes == len("".join(texts).encode())
+    assert (reply.outcome, reply.tokens, reply.received) == ("ok" if expected else "empty", 42, len(data))
     assert reply.text == ("".join(texts) if keep else "")
 
 
@@ -196,7 +201,8 @@ def test_first_and_last_content_are_dated_by_the_read_that_brought_them() -> Non
         ([chunk("a"), chunk(None, "stop"), DONE], "ok", ""),
         ([chunk("a"), chunk(None, "length")], "ok", ""),
         ([chunk("a", "stop"), DONE], "ok", ""),
-        ([chunk(None, "stop"), DONE], "ok", EMPTY),
+        ([chunk(None, "stop"), DONE], "empty", EMPTY),
+        ([chunk(""), chunk(None, "stop"), DONE], "empty", EMPTY),
         ([chunk("a"), DONE], "truncated", "finish_reason"),
         ([chunk("a")], "truncated", "finish_reason"),
         ([], "truncated", "0 content chunks"),
@@ -214,7 +220,7 @@ def test_each_way_a_whole_stream_can_end(events: list[Any], outcome: str, said: 
     reply = read(wire(events))
     assert reply.outcome == outcome
     assert said in reply.detail
-    assert (reply.outcome == "ok") == (reply.detail in {"", EMPTY})
+    assert (reply.outcome == "ok") == (reply.detail == "")
 
 
 def test_a_count_below_zero_is_none() -> None:
@@ -289,3 +295,23 @@ def test_silence_after_done_is_not_held_against_the_answer() -> None:
     waiting.feed(wire([chunk("a"), chunk(None, "stop")], end=False), 5)
     waiting.gave_up(500, "silent")
     assert (waiting.outcome, waiting.end) == ("timeout", 500)
+
+
+def test_bytes_of_text_are_those_of_every_choice_and_key_and_of_what_surrounds_a_known_text() -> None:
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "get", "arguments": '{"a":1}'}}
+    both = {"choices": [{"delta": {"content": "ab"}}, {"index": 1, "delta": {"content": "\u00e9"}}]}
+    beside = [{"choices": [{"delta": {"reasoning": "why", "content": text}}]} for text in ("a", "bc", "def")]
+    for events, size in (
+        ([chunk("ab", key="reasoning_content"), chunk("cd")], 4),
+        ([{"choices": [{"delta": {"role": "assistant", "tool_calls": [call]}}]}], len("get" + '{"a":1}')),
+        ([both, both, both], 3 * 4),
+        (beside, 3 * 3 + 6),
+    ):
+        reply = read(wire([ROLE, *events, chunk(None, "stop"), USAGE, DONE]))
+        assert (reply.outcome, reply.content_bytes) == ("ok", size)
+
+
+def test_bytes_of_a_whole_answer_are_those_of_its_message() -> None:
+    body = json.dumps({"choices": [{"message": {"content": "hello", "role": "assistant"}, "finish_reason": "stop"}]})
+    reply = read(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body.encode()), stream=False)
+    assert (reply.outcome, reply.content_bytes) == ("ok", 5)

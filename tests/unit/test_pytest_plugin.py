@@ -21,7 +21,8 @@ SCENARIO = "apiVersion: sandbox/v1\nkind: Scenario\nmetadata: {name: mine}\n"
         (SCENARIO.replace("apiVersion: sandbox/v1\n", ""), "scenario.yaml::mine"),
         (SCENARIO + "load: {{ templated }}\n", "scenario.yaml::scenario"),
         (SCENARIO.replace("sandbox/v1", "another.io/v1"), ""),
-        (SCENARIO.replace("Scenario", "ScenarioTemplate"), ""),
+        (SCENARIO.replace("Scenario", "ScenarioTemplate"), "scenario.yaml::mine"),
+        (SCENARIO.replace("Scenario", "Cluster"), ""),
         ("- a list", ""),
     ],
 )

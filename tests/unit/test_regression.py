@@ -215,7 +215,7 @@ def test_a_baseline_that_nothing_is_held_against_is_a_mistake(tmp_path: Path) ->
 
 def test_a_file_that_is_no_timeline_is_refused(tmp_path: Path) -> None:
     (tmp_path / "timeline.jsonl").write_text("{}\n")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be judged"):
         baseline.samples_for(Scenario.model_validate(quiet(LATER)), tmp_path)
 
 

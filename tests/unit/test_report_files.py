@@ -176,43 +176,40 @@ def test_annotations_stay_within_what_github_shows() -> None:
     assert "and 31 more" in lines[-1]
 
 
-def test_one_file_that_cannot_be_written_does_not_cost_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "junit.xml").mkdir()
-    (tmp_path / "junit.xml" / "x").touch()
-    said: list[str] = []
-    monkeypatch.setattr(write, "say", said.append)
-    written = write_all(judge(events()), events(), tmp_path)
-    assert set(written) == {"results.json", "report.html", "load.json", "metrics.om"}
-    assert all(path.stat().st_size > 1000 for path in written.values())
-    assert len(said) == 1
-    assert "junit.xml could not be written" in said[0]
-    assert not list(tmp_path.glob(".*"))
+ALL = {"results.json", "junit.xml", "report.html", "metrics.om", "load.json"}
 
 
 def test_all_files_are_there_when_nothing_goes_wrong(tmp_path: Path) -> None:
     written = write_all(judge(events()), events(), tmp_path)
-    assert {name: path.name for name, path in written.items()} == {
-        name: name for name in ("results.json", "junit.xml", "report.html", "metrics.om", "load.json")
-    }
+    assert {name: path.name for name, path in written.files.items()} == {name: name for name in ALL}
+    assert (written.missing, written.missed(tmp_path)) == ([], None)
 
 
-@pytest.mark.parametrize("name", ["metrics.om", "load.json", "report.html"])
-def test_each_file_can_fail_alone(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_each_file_can_fail_alone_and_is_said_with_the_reason(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "x").touch()
-    said: list[str] = []
-    monkeypatch.setattr(write, "say", said.append)
     written = write_all(judge(events()), events(), tmp_path)
-    assert {"results.json", "junit.xml", "report.html", "metrics.om", "load.json"} - set(written) == {name}
-    assert [name in text for text in said] == [True]
+    assert ALL - set(written.files) == {name}
+    assert all(path.stat().st_size > 1000 for path in written.files.values())
+    assert written.missing == [f"{tmp_path / name}: Is a directory"]
+    assert "sandbox judge" in str(written.missed(tmp_path))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_old_file_that_could_not_be_replaced_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_all(judge(events()), events(), tmp_path)
+    monkeypatch.setattr(write, "write_html", lambda *_: 1 / 0)
+    (line,) = write_all(judge(events(FAILING)), events(FAILING), tmp_path).missing
+    assert line == f"{tmp_path / 'report.html'}: ZeroDivisionError: division by zero; what lies there is older"
 
 
 def test_a_run_without_a_load_has_no_figures_of_one_but_its_verdict_as_a_metric(tmp_path: Path) -> None:
     timeline = [event for event in events() if not isinstance(event, LoadStarted | LoadFinished | Request | ClientBeat)]
     written = write_all(judge(timeline), timeline, tmp_path)
-    assert set(written) == {"results.json", "junit.xml", "report.html", "metrics.om"}
+    assert set(written.files) == ALL - {"load.json"}
     assert not (tmp_path / "load.json").exists()
 
 
@@ -243,7 +240,7 @@ def test_a_suite_links_to_each_report_and_has_a_junit_suite_per_run(tmp_path: Pa
     elsewhere = tmp_path / "other"
     elsewhere.mkdir()
     (elsewhere / "report.html").touch()
-    written = write_suite(runs, tmp_path, {runs[1].run_id: elsewhere})
+    written = write_suite(runs, tmp_path, {runs[1].run_id: elsewhere}).files
     page = written["index.html"].read_text()
     assert 'href="run%200%20%23%C3%A9/report.html"' in page
     assert 'href="other/report.html"' in page
@@ -255,11 +252,11 @@ def test_a_suite_links_to_each_report_and_has_a_junit_suite_per_run(tmp_path: Pa
 
 
 def test_a_suite_does_not_link_to_a_report_that_is_not_there(tmp_path: Path) -> None:
-    page = write_suite([judge(events())], tmp_path)["index.html"].read_text()
+    page = write_suite([judge(events())], tmp_path).files["index.html"].read_text()
     assert 'href="20' not in page
     assert "no report was written" in page
     assert '<span class="stamp">emulated</span>' in page
 
 
 def test_a_suite_of_nothing_is_invalid(tmp_path: Path) -> None:
-    assert "INVALID" in write_suite([], tmp_path)["index.html"].read_text()
+    assert "INVALID" in write_suite([], tmp_path).files["index.html"].read_text()

@@ -48,6 +48,10 @@ def test_failures_come_before_what_could_not_be_proven() -> None:
 
 
 def test_it_says_where_the_report_lies_and_what_to_type_next(tmp_path: Path) -> None:
+    assert "report.html" not in _shown(judge(events()), width=200, folder=tmp_path), (
+        "no path of a file that is not there"
+    )
+    (tmp_path / "report.html").touch()
     passed = _shown(judge(events()), width=200, folder=tmp_path)
     assert str(tmp_path / "report.html") in passed
     assert f"sandbox judge {tmp_path}" in passed
@@ -59,8 +63,10 @@ def test_it_says_where_the_report_lies_and_what_to_type_next(tmp_path: Path) -> 
     assert "the same command" in typed
 
 
-def test_a_path_is_never_broken_so_that_it_can_be_copied() -> None:
-    folder = Path("/a/long/way/down") / ("x" * 90)
+def test_a_path_is_never_broken_so_that_it_can_be_copied(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    (folder / "report.html").touch()
     shown = _shown(judge(events()), width=80, folder=folder).splitlines()
     assert [line for line in shown if line.endswith(f"{folder}/report.html")]
 

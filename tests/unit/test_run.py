@@ -14,14 +14,15 @@ from test_judge import history
 
 from sandbox import probes, run, suite
 from sandbox.cluster import Owner
-from sandbox.errors import ClusterError, DeadlineExceeded
+from sandbox.errors import EXIT_ENVIRONMENT, ClusterError, DeadlineExceeded, NotOurs
 from sandbox.exercise import attack_moments
 from sandbox.judge import weigh as judge
+from sandbox.judge.consistency import PHASES
 from sandbox.kube import stacks
 from sandbox.plan import Plan, load_all
 from sandbox.run import Options, Outcome, Run, execute
 from sandbox.spec.results import Results
-from sandbox.timeline import PhaseChanged, Probed
+from sandbox.timeline import Probed
 
 Phase = Callable[[Run], None]
 ROOT = Path(__file__).parents[2]
@@ -105,16 +106,36 @@ def test_an_interrupt_ends_with_130_after_everything_is_undone(executed: Callabl
     assert done == ["down"]
 
 
-def passing(run: Run) -> None:
-    """All that first-answer asks for, as a history: only the steady state is looked at in this test."""
-    for when in ("before", "after"):
-        for position, use in enumerate(run.plan.scenario.steady_state * run.plan.scenario.steady.looks):
-            index = position % len(run.plan.scenario.steady_state)
-            run.timeline.append(Probed(t=1, probe=use.name, index=index, when=when, ok=True, detail="ok"))  # type: ignore[arg-type]
+def test_a_run_whose_cluster_stays_since_others_are_on_its_network_is_no_fail_and_no_pass(
+    executed: Callable[..., Outcome],
+) -> None:
+    def up(run: Run) -> None:
+        def refuse() -> None:
+            raise NotOurs("something is on its network", where="solo", fix="docker network disconnect sandbox-solo db")
+
+        run.undo.callback(refuse)
+
+    outcome = executed(up)
+    assert outcome.results.verdict == "invalid"
+    assert outcome.exit_code == EXIT_ENVIRONMENT
+    assert "docker network disconnect" in (outcome.folder / "timeline.jsonl").read_text()
 
 
-def recover(run: Run) -> None:
-    run.timeline.append(PhaseChanged(t=2, name="recover", status="ok"))
+def looked(run: Run, when: Any) -> None:
+    """All that first-answer asks for: only the steady state is looked at in this test."""
+    for position, use in enumerate(run.plan.scenario.steady_state * run.plan.scenario.steady.looks):
+        index = position % len(run.plan.scenario.steady_state)
+        now = run.timeline.now()
+        run.timeline.append(Probed(t=now, probe=use.name, index=index, when=when, ok=True, detail="ok"))
+
+
+def phases(**others: Phase) -> list[Phase]:
+    """The six of a run, which do nothing but look at the steady state."""
+    found: dict[str, Phase] = {name: lambda _: None for name in ("preflight", "up", "deploy", "exercise")}
+    found |= {"verify": lambda run: looked(run, "before"), "recover": lambda run: looked(run, "after"), **others}
+    for name, phase in found.items():
+        phase.__name__ = name  # type: ignore[attr-defined]
+    return [found[name] for name in PHASES if name in found]
 
 
 @pytest.mark.parametrize("problem", [ClusterError("a container is left"), OSError("the engine is gone")])
@@ -126,17 +147,22 @@ def test_a_run_that_cannot_clean_up_is_no_pass_in_any_of_its_files(
     def stuck() -> None:
         raise problem
 
-    assert executed(passing, recover).exit_code == 0
-
-    def up(run: Run) -> None:
-        run.undo.callback(stuck)
-
-    outcome = executed(up, passing, recover)
+    good = executed(*phases())
+    assert good.exit_code == 0, good.results.headline
+    assert suite.replay(good.folder) == good.results, "judged again, with what came after"
+    outcome = executed(*phases(up=lambda run: run.undo.callback(stuck)))
     assert outcome.exit_code in {3, 4}
     results = written(outcome)
     assert results.verdict == "invalid"
     assert str(problem) in results.headline
     assert "<error" in (outcome.folder / "junit.xml").read_text()
+    assert suite.replay(outcome.folder) == results
+    timeline = outcome.folder / "timeline.jsonl"
+    *rest, failed, last = timeline.read_text().splitlines(keepends=True)
+    assert '"clean up"' in failed
+    for lost in ([*rest, last], [*rest, failed], rest):
+        timeline.write_text("".join(lost))
+        assert suite.replay(outcome.folder).verdict == "invalid", "the line that tells of it cannot be lost"
 
 
 def test_attempts_are_spread_over_the_load_and_one_is_made_as_each_fault_strikes() -> None:
@@ -185,6 +211,18 @@ def test_scenarios_of_one_shape_share_a_cluster_and_the_last_takes_it_down(
     assert len(suite.execute_all([plan, plan, plan], Options())) == 3
     assert kept == [True, True, False]
     assert set(released) == {"solo"}
+
+
+def test_a_cluster_that_stays_hides_no_verdict_of_the_suite(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(name: str) -> None:
+        raise NotOurs("something is on its network", where=name, fix="docker network disconnect sandbox-solo db")
+
+    monkeypatch.setattr(suite, "execute", lambda *_: outcome())
+    monkeypatch.setattr(suite, "release", refuse)
+    assert len(suite.execute_all([plan, plan], Options())) == 2
+    assert "docker network disconnect sandbox-solo db" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_the_suite_after_the_run_it_struck(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

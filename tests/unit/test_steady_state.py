@@ -11,7 +11,7 @@ import pytest
 from test_judge import SCENARIO, check, history, scenario
 
 from sandbox import probes, steady
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.probes import Seen
 from sandbox.spec.scenario import Scenario
 from sandbox.timeline import Event, Probed, Timeline, read

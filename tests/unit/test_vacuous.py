@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from sandbox import plan
 from sandbox.cli import app
 from sandbox.errors import UsageError
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.spec.contradictions import idle
 from sandbox.spec.vacuous import vacuous
 

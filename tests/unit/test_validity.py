@@ -10,7 +10,7 @@ from test_judge import GOOD, check, history
 from test_judge_thresholds import beat, pulse, quiet
 
 from sandbox.errors import UsageError
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.spec.loader import load_text
 from sandbox.spec.results import Results
 from sandbox.spec.scenario import Scenario

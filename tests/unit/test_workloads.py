@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
@@ -18,6 +21,7 @@ from sandbox import metrics
 from sandbox.errors import UsageError
 from sandbox.judge import weigh as judge
 from sandbox.kube import ApiError, Kube, Object
+from sandbox.metrics.pods import Pods
 from sandbox.plan import load_all
 from sandbox.report import github, terminal
 from sandbox.report.write import write_all
@@ -27,10 +31,12 @@ from sandbox.spec.scenario import Scenario
 from sandbox.spec.slo import METRICS, parse_expression, parse_selector
 from sandbox.spec.workload import Workload
 from sandbox.timeline import Event, GpuNodes, PhaseChanged, PodEvent, RunStarted, Timeline, read
+from sandbox.timeline import WorkloadClosed as Closed
 from sandbox.timeline import WorkloadFinished as Finished
 from sandbox.timeline import WorkloadStarted as Started
-from sandbox.workloads import Board, Ground, drive, objects
+from sandbox.workloads import Board, Ground, close, drive, objects
 
+driving_module = sys.modules["sandbox.workloads.drive"]
 HEAD = """
 apiVersion: sandbox/v1
 kind: Scenario
@@ -153,6 +159,15 @@ PODS = [event for n in range(1, 5) for event in pod(n, *RAN)] + [
 ]
 
 
+def closed(pods: list[PodEvent]) -> Closed:
+    """The closing tally that goes with these."""
+    known = Pods({"trainers": ""})
+    for event in (Started(t=9.9, workload="trainers", pods=6), *pods):
+        known.take(event)
+    lives = known.workloads["trainers"].pods.values()
+    return Closed(t=40.5, workload="trainers", states=dict(Counter(pod.now for pod in lives)))
+
+
 def history(
     scenario: dict[str, Any] | None = None, pods: list[PodEvent] | None = None, *, whole: bool = True, created: int = 6
 ) -> list[Event]:
@@ -164,6 +179,7 @@ def history(
     ]
     if whole:
         events.append(Finished(t=40, workload="trainers", created=created, refused=6 - created, why="settled"))
+        events.append(closed(PODS if pods is None else pods))
         events.append(GpuNodes(t=41, groups=[(8, 0, 1), (8, 4, 1)]))
     return [*events, PhaseChanged(t=46, name="recover", status="ok")]
 
@@ -246,10 +262,14 @@ def test_pods_that_the_server_refuses_are_counted_with_its_words() -> None:
     assert check(results, "workload/trainers/watched").evidence[0] == "2 x refused: exceeded quota"
 
 
-def value(pods: list[PodEvent], metric: str, expression: str = "value>=0", groups: Any = ()) -> float | None:
-    events = [*history(pods=pods)[:-2], GpuNodes(t=41, groups=list(groups))]
-    rec = metrics.record(events, {}, {"trainers": "Insufficient"})
-    return metrics.observe(rec, parse_selector(metric), parse_expression(expression, metric.partition("{")[0])).value
+def value(
+    pods: list[PodEvent], metric: str, expression: str = "value>=0", groups: Any = (), created: int = 6
+) -> float | None:
+    events = [*history(pods=pods, created=created)[:-2], GpuNodes(t=41, groups=list(groups))]
+    rec = metrics.record(events, workloads={"trainers": "Insufficient"})
+    own = parse_expression(expression, metric.partition("{")[0])
+    seen = metrics.observe(rec, parse_selector(metric), own)
+    return None if own.decided(seen.low, seen.high) is None else seen.value
 
 
 LIVES = [
@@ -274,8 +294,8 @@ LIVES = [
         ("pods_lost", 1),
         ("pods_because", 2),
         ("nodes_used", 2),
-        ("gpus_allocated", 3),
-        ("scheduling_rate", 4 / 3.5),
+        ("gpus_allocated", 2),
+        ("scheduling_rate", 4 / 30.5),
     ],
 )
 def test_each_metric_of_pods_counts_what_it_says(metric: str, wanted: float) -> None:
@@ -283,16 +303,18 @@ def test_each_metric_of_pods_counts_what_it_says(metric: str, wanted: float) -> 
 
 
 def test_times_and_shares_of_pods() -> None:
-    assert value(LIVES, "scheduling_seconds", "max<=1s") == 1.0
+    assert value(LIVES[:-3], "scheduling_seconds", "max<=1s") == 1.0
     assert value(LIVES, "pods_scheduled", "rate>=0.5") == pytest.approx(4 / 6)
     assert METRICS["scheduling_seconds"].kind == "trend"
 
 
 def test_devices_of_claims_are_gpus_too_and_a_shared_claim_counts_once() -> None:
     claim = PodEvent(
-        t=12, workload="trainers", pod="trainers-4", state="allocated", devices=["gpu.nvidia.com/n/gpu-0"] * 2
+        t=12, workload="trainers", pod="trainers-4", state="allocated", devices=["gpu.nvidia.com/n/gpu-0", "gpu-1"]
     )
-    assert value([*LIVES, claim], "gpus_allocated") == 5
+    assert value([*LIVES, claim], "gpus_allocated") == 4
+    shared = [claim.model_copy(update={"pod": f"trainers-{n}", "message": "trainers"}) for n in (1, 4)]
+    assert value([*LIVES, *shared], "gpus_allocated") == 4
 
 
 @pytest.mark.parametrize(
@@ -310,6 +332,183 @@ def test_free_gpus_on_nodes_partly_in_use_are_fragments(
 ) -> None:
     assert value(PODS, "gpu_nodes_free", groups=groups) == free
     assert value(PODS, "gpu_fragmentation", groups=groups) == fragmentation
+
+
+# a zero needs its denominator
+
+STUCK = [event for n in range(1, 7) for event in pod(n, "created", "scheduled")]
+REFUSED = [event for n in range(1, 7) for event in pod(n, "refused", refused="exceeded quota")]
+CRASHED = [
+    event for n in range(1, 7) for event in pod(n, "created", "scheduled", "failed", failed="UnexpectedAdmission")
+]
+WAITING = [event for n in range(1, 7) for event in pod(n, "created", "waiting")]
+
+
+@pytest.mark.parametrize(
+    ("pods", "metric", "expression"),
+    [
+        (STUCK, "pods_failed", "value==0"),
+        (STUCK, "pods_failed", "rate<=1%"),
+        (STUCK, "nodes_used", "value<=2"),
+        (STUCK, "gpus_allocated", "value==6"),
+        (STUCK, "pods_printing", "value==0"),
+        (REFUSED, "pods_failed", "value==0"),
+        (REFUSED, "nodes_used", "value<=1"),
+        (REFUSED, "pods_pending", "value==0"),
+        (REFUSED, "pods_lost", "value==0"),
+        (REFUSED, "gpus_allocated", "value<=4"),
+        (WAITING, "pods_failed", "value==0"),
+        (WAITING, "nodes_used", "value<=1"),
+        (CRASHED, "nodes_used", "value<=2"),
+        (PODS[:-4] + STUCK[-4:], "pods_failed", "value==0"),
+        (PODS[:-4] + STUCK[-4:], "gpus_allocated", "value==6"),
+    ],
+)
+def test_without_a_chance_to_go_wrong_there_is_no_figure(pods: list[PodEvent], metric: str, expression: str) -> None:
+    created = 0 if pods is REFUSED else 6
+    assert value(pods, metric, expression, created=created) is None
+    own = spec(workload={"because": None, "prints": "x"}, slo={metric: [expression]})
+    assert check(judge(history(own, pods, created=created)), f"slo/{metric}").status == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("pods", "metric", "expression"),
+    [
+        (STUCK, "pods_running", "value==4"),
+        (STUCK, "pods_failed", "value>=3"),
+        (STUCK, "pods_printing", "value==6"),
+        (REFUSED, "pods_running", "value==6"),
+        (REFUSED, "gpus_allocated", "value==4"),
+        (CRASHED, "gpus_allocated", "value==6"),
+        (CRASHED, "pods_failed", "value==0"),
+        (WAITING, "scheduling_rate", "value>=1"),
+    ],
+)
+def test_a_promise_that_is_broken_for_certain_still_fails(pods: list[PodEvent], metric: str, expression: str) -> None:
+    own = spec(workload={"because": None, "prints": "x"}, slo={metric: [expression]})
+    if (pods, metric) == (STUCK, "pods_failed"):  # all six may fail yet
+        own["slo"] = {"pods_succeeded": ["value>=3"]}
+        metric = "pods_succeeded"
+    results = judge(history(own, pods, created=0 if pods is REFUSED else 6))
+    assert check(results, f"slo/{metric}").status == "fail"
+
+
+@pytest.mark.parametrize("metric", ["gpu_nodes_free", "gpu_fragmentation"])
+def test_nodes_on_which_no_gpu_was_ever_in_use_show_nothing(metric: str) -> None:
+    expression = {"gpu_nodes_free": "value>=2", "gpu_fragmentation": "value<=1%"}[metric]
+    assert value(REFUSED, metric, expression, groups=[(8, 0, 2)], created=0) is None
+    assert value(PODS, metric, expression, groups=[(8, 0, 2)]) is not None
+    assert value(REFUSED, metric, expression, groups=[(8, 0, 2), (8, 8, 1)], created=0) is not None
+
+
+def test_gpus_that_are_held_and_not_offered_any_more_are_no_free_ones() -> None:
+    assert value(PODS, "gpu_fragmentation", groups=[(3, 4, 1), (4, 0, 1)]) == 0.0
+
+
+def test_a_pod_that_still_waits_has_waited_for_as_long_as_it_was_watched_and_may_wait_for_ever() -> None:
+    pods = [*PODS[:-4], *pod(5, "created", "waiting", at=10.5), *pod(6, "created", "waiting", at=10.5)]  # until 40.5
+    assert value(pods, "scheduling_seconds", "max<=1s") == 30.0
+    assert value(pods, "scheduling_seconds", "max>=20s") == 30.0
+    assert value(pods, "scheduling_seconds", "max<=60s") is None, "it may or may not have got one by then"
+    assert value(pods, "scheduling_seconds", "med<=1s") == 0.5
+    assert value(pods, "scheduling_seconds", "p(90)<=1s") is not None
+    assert value(pods, "scheduling_seconds", "count>=4") == 4
+    assert value(pods, "scheduling_rate", "value>=1") == pytest.approx(4 / 30.5)
+    results = judge(history(spec(slo={"scheduling_seconds": ["max<=1s"], "pods_pending": ["value==2"]}), pods))
+    assert check(results, "slo/scheduling_seconds").status == "fail"
+
+
+# a moment is not a state
+
+
+def test_a_pod_that_crashes_after_its_watch_breaks_the_promise() -> None:
+    """It ran for four quiet seconds, and printed what it had to; then it ended with 1."""
+    said = [event for n in range(1, 5) for event in pod(n, "printed", at=12, printed="GPU 0: NVIDIA H100 80GB")]
+    own = spec(workload={"prints": "GPU 0", "because": None}, slo={"pods_printing": ["value==4"]})
+    assert judge(history(own, [*PODS, *said])).verdict == "pass"
+    crashed = [*PODS, *said, *pod(1, "failed", at=40.2, failed="exit code 1 Error")]
+    results = judge(history(own, crashed))
+    assert results.workloads[0].failed == 1
+    assert check(results, "workload/trainers/prints").status == "fail"
+    assert "printed it, and failed: exit code 1" in check(results, "workload/trainers/prints").reason
+    assert check(results, "workload/trainers/whole").status == "fail"
+
+
+def test_a_watch_whose_time_was_out_has_not_seen_where_pods_stay() -> None:
+    events = [
+        event.model_copy(update={"why": "time is out"}) if isinstance(event, Finished) else event for event in history()
+    ]
+    results = judge(events)
+    assert check(results, "workload/trainers/watched").status == "invalid"
+    assert "`within`" in check(results, "workload/trainers/watched").reason
+
+
+@pytest.mark.parametrize(
+    ("closings", "says"),
+    [
+        ([], "looked at 0 times"),
+        ([closed(PODS), closed(PODS)], "looked at 2 times"),
+        ([Closed(t=41, workload="trainers", states={"running": 4, "pending": 1})], "1 pending, 4 running, and the"),
+        ([closed(LIVES)], "at the end of the run they were"),
+    ],
+)
+def test_pods_that_were_not_looked_at_when_the_run_was_over_prove_nothing(closings: list[Event], says: str) -> None:
+    events = [event for event in history() if not isinstance(event, Closed)]
+    results = judge([*events[:-1], *closings, events[-1]])
+    assert results.verdict == "invalid"
+    assert says in check(results, "workload/trainers/watched").reason
+
+
+ENDS = {
+    "failed": pod(4, "created", "scheduled", "running", "failed", failed="exit code 1"),
+    "lost": pod(4, "created", "scheduled", "running", "lost", lost="preempted"),
+    "refused": pod(4, "refused", refused="exceeded quota"),
+    "pending": pod(4, "created", "waiting"),
+    "scheduled": pod(4, "created", "scheduled"),
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "slo", "status"),
+    [
+        ("failed", {"pods_scheduled": ["value==4"]}, "fail"),
+        ("failed", {"pods_scheduled": ["value==4"], "pods_succeeded": ["value>=0"]}, "fail"),
+        ("failed", {"pods_failed{workload:trainers}": ["value<=1"]}, "pass"),
+        ("lost", {"pods_scheduled": ["value==4"]}, "fail"),
+        ("lost", {"pods_lost": ["value==1"]}, "pass"),
+        ("refused", {"pods_failed": ["value==0"]}, "invalid"),
+        ("refused", {"pods_refused": ["value==1"]}, "pass"),
+        ("refused", {"pods_running": ["value==3"]}, "pass"),
+        ("pending", {"pods_failed": ["value==0"]}, "invalid"),
+        ("pending", {"pods_running": ["value<=6"]}, "invalid"),
+        ("pending", {"pods_scheduled": ["value>=3"]}, "pass"),
+        ("scheduled", {"pods_scheduled": ["value==4"]}, "invalid"),
+        ("scheduled", {"pods_running": ["value>=3"]}, "pass"),
+    ],
+)
+def test_every_pod_is_asked_after_unless_it_is_promised_how_many_need_not_run(
+    state: str, slo: dict[str, Any], status: str
+) -> None:
+    events = [event for n in (1, 2, 3, 5, 6) for event in pod(n, *RAN)] + ENDS[state]
+    created = 5 if state == "refused" else 6
+    results = judge(history(spec(workload={"because": None}, slo=slo), events, created=created))
+    found = check(results, "workload/trainers/whole")
+    assert found.status == status, found.reason
+    if status != "pass":
+        assert "trainers-4" in found.evidence[0]
+        assert "says how many may" in found.reason
+
+
+@pytest.mark.parametrize("created", [5, 7])
+def test_fewer_pods_than_were_asked_for_are_another_workload(created: int) -> None:
+    pods = [event for n in range(1, 6) for event in pod(n, *RAN)]
+    own = spec(workload={"because": None}, slo={"pods_running": ["value>=5"]})
+    results = judge([e.model_copy(update={"refused": 0}) if isinstance(e, Finished) else e for e in history(own, pods)])
+    assert check(results, "workload/trainers/watched").status == "invalid"
+    finished = Finished(t=40, workload="trainers", created=5, refused=0, why="placed")
+    results = judge([finished if isinstance(e, Finished) else e for e in history(own, pods, created=created)])
+    assert check(results, "workload/trainers/watched").status == "invalid"
+    assert "5 pods were asked for, not 6" in check(results, "workload/trainers/watched").reason
 
 
 def test_every_report_shows_the_workloads(tmp_path: Path) -> None:
@@ -371,19 +570,31 @@ class Cluster(Kube):
         self.become = become
         self.said = logs
         self.changes: list[dict[str, Any]] = []
+        self.things: dict[str, list[Object]] = {}
         self.refuse = ""
+        self.made = 0
 
-    def list_at(self, _: Any) -> tuple[list[Object], str]:
-        return [], "0"
+    def list_at(self, what: Any) -> tuple[list[Object], str]:
+        if what.kind != "Pod":
+            return self.things.get(what.kind, []), "0"
+        last = {each["object"]["metadata"]["name"]: each for each in self.changes}
+        there = [each["object"] for each in last.values() if each["type"] != "DELETED"]
+        others = self.things.get("Pod", []) if what.namespace is None else []
+        return [*there, *others], str(len(self.changes))
+
+    def tell(self, thing: Object, **state: Any) -> None:
+        """Let something become of a pod."""
+        kind = state.pop("type", "MODIFIED")
+        changed = {**thing, "metadata": {**thing["metadata"], "resourceVersion": str(len(self.changes) + 1)}}
+        changed["spec"] = {**thing["spec"], "nodeName": state.pop("node", "")}
+        self.changes.append({"type": kind, "object": {**changed, "status": state}})
 
     def create(self, thing: Object) -> Object:
         if self.refuse:
             raise ApiError("create", 403, {"reason": "Forbidden", "message": self.refuse}, "")
+        self.made += 1
         for state in self.become(thing):
-            kind = state.pop("type", "MODIFIED")
-            changed = {**thing, "metadata": {**thing["metadata"], "resourceVersion": str(len(self.changes) + 1)}}
-            changed["spec"] = {**thing["spec"], "nodeName": state.pop("node", "")}
-            self.changes.append({"type": kind, "object": {**changed, "status": state}})
+            self.tell(thing, **state)
         return thing
 
     def watch(self, _: Any, *, since: str, within: float) -> Iterator[dict[str, Any]]:
@@ -405,7 +616,10 @@ def unschedulable(words: str) -> dict[str, Any]:
 
 @pytest.fixture
 def driven(tmp_path: Path) -> Callable[..., list[Event]]:
-    def through(cluster: Cluster, *wanted: Workload, stop: bool = False) -> list[Event]:
+    def through(
+        cluster: Cluster, *wanted: Workload, stop: bool = False, last: Callable[[], object] | None = None
+    ) -> list[Event]:
+        """What is written; with `last`, which happens when all watches are over, the last look too."""
         halt = threading.Event()
         with Timeline(tmp_path / "timeline.jsonl") as timeline, ThreadPoolExecutor() as pool:
             ground = Ground(cluster, {"toolbox": "ref"}, timeline, halt, lambda: True, pool)
@@ -415,6 +629,9 @@ def driven(tmp_path: Path) -> Callable[..., list[Event]]:
                 futures = [pool.submit(drive, ground, board, each, each.at) for each in wanted]
                 for future in futures:
                     future.result(timeout=20)
+                if last is not None:
+                    last()
+                    close(ground, board, wanted)
         return list(read(tmp_path / "timeline.jsonl"))
 
     return through
@@ -493,6 +710,130 @@ def test_one_workload_waits_for_another(driven: Callable[..., list[Event]]) -> N
 
 def test_a_run_that_is_being_ended_writes_no_end_that_was_not_seen(driven: Callable[..., list[Event]]) -> None:
     assert not driven(Cluster(lambda _: []), workload(), workload(name="late", after="trainers"), stop=True)
+
+
+RUNS = {"phase": "Running", "node": "n1"}
+EXITED = {"name": "main", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}
+FAILS = {"phase": "Failed", "node": "n1", "containerStatuses": [EXITED]}
+
+
+def later(seconds: float, **state: Any) -> Cluster:
+    """A cluster whose pods run at once, and to which that happens so much later."""
+    cluster = Cluster(lambda thing: threading.Timer(seconds, lambda: cluster.tell(thing, **state)).start() or [RUNS])  # type: ignore[func-returns-value]
+    return cluster
+
+
+def finished(events: list[Event]) -> Finished:
+    return [event for event in events if isinstance(event, Finished)][-1]
+
+
+def test_as_many_pods_are_made_as_are_asked_for(driven: Callable[..., list[Event]]) -> None:
+    cluster = Cluster(lambda _: [RUNS])
+    events = driven(cluster, workload(pods=5))
+    assert cluster.made == finished(events).created == 5
+    assert len({pod for pod, state in told(events) if state == "created"}) == 5
+
+
+def test_pods_that_run_for_a_moment_are_not_placed(driven: Callable[..., list[Event]]) -> None:
+    events = driven(later(0.5, **FAILS), workload())
+    assert finished(events).why == "ended"
+    assert told(events).count(("trainers-1", "failed")) == 1
+
+
+def test_a_command_that_runs_is_watched_for_all_of_its_time_unless_it_is_said_how_long_is_enough(
+    driven: Callable[..., list[Event]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driving_module, "_QUIET", 0.3)
+    own, running = {"command": ["serve"], "within": "2s"}, Cluster(lambda _: [RUNS])
+    assert finished(driven(later(1.2, **FAILS), workload(**own))).why == "ended"
+    begun = time.monotonic()
+    assert finished(driven(running, workload(**own, name="b"))).why == "settled"
+    assert time.monotonic() - begun >= 2
+    begun = time.monotonic()
+    enough = {**own, "within": "30s", "stableFor": "1s"}
+    assert finished(driven(running, workload(**enough, name="c"))).why == "settled"
+    assert 1 <= time.monotonic() - begun < 15
+
+
+def test_what_changed_just_before_time_was_out_is_not_settled(driven: Callable[..., list[Event]]) -> None:
+    cluster = later(1.0, **RUNS)
+    assert finished(driven(cluster, workload(command=["serve"], within="1500ms"))).why == "time is out"
+
+
+@pytest.mark.parametrize(
+    ("state", "written"), [(FAILS, "failed"), ({**RUNS, "type": "DELETED"}, "lost"), (RUNS, "running")]
+)
+def test_what_became_of_pods_until_the_run_was_over_is_written_down(
+    driven: Callable[..., list[Event]], state: dict[str, Any], written: str
+) -> None:
+    cluster = Cluster(lambda _: [RUNS])
+
+    def last() -> None:
+        cluster.watch = lambda *_, **__: iter(())  # type: ignore[method-assign]  # the watch heard nothing of it
+        (first,) = [each["object"] for each in cluster.changes if each["object"]["metadata"]["name"] == "trainers-1"]
+        cluster.tell(first, **state)
+
+    events = driven(cluster, workload(), last=last)
+    (end,) = [event for event in events if isinstance(event, Closed)]
+    assert end.states == dict(Counter(["running", written]))
+    assert events.index(end) > events.index(finished(events))
+
+
+def holder(node: str, gpus: int, **more: Any) -> Object:
+    container = {"resources": {"limits": {"nvidia.com/gpu": str(gpus)}}}
+    return {"metadata": {}, "spec": {"nodeName": node, "containers": [container], **more}, "status": more}
+
+
+def node(name: str, gpus: int = 0) -> Object:
+    return {"metadata": {"name": name}, "status": {"allocatable": {"nvidia.com/gpu": str(gpus)} if gpus else {}}}
+
+
+def test_gpus_in_use_are_those_of_every_pod_whoever_made_it(driven: Callable[..., list[Event]]) -> None:
+    cluster = Cluster(lambda _: [RUNS])
+    done = holder("n1", 1, phase="Succeeded")
+    before = {"initContainers": [{"resources": {"limits": {"nvidia.com/gpu": "2"}}}]}
+    cluster.things = {
+        "Node": [node("n1", 4), node("n2", 4), node("n3", 4), node("n4")],
+        "Pod": [holder("n2", 1), holder("n2", 1), done, holder("", 4), holder("n3", 1, **before)],
+    }
+    events = driven(cluster, workload(pods=3), last=lambda: None)
+    (seen,) = [event for event in events if isinstance(event, GpuNodes)]
+    assert seen.groups == [(4, 2, 2), (4, 3, 1)]
+
+
+def test_gpus_of_the_dra_driver_are_counted_by_the_claims_that_hold_them(driven: Callable[..., list[Event]]) -> None:
+    def device(name: str, kind: str = "gpu") -> Object:
+        return {"name": name, "attributes": {"type": {"string": kind}}}
+
+    def claim(*names: str) -> Object:
+        results = [{"driver": "gpu.nvidia.com", "pool": "n1", "device": name} for name in names]
+        return {"metadata": {"name": "c"}, "status": {"allocation": {"devices": {"results": results}}}}
+
+    spec = {"driver": "gpu.nvidia.com", "nodeName": "n1", "pool": {"name": "n1"}}
+    devices = [device("gpu-0"), device("gpu-1"), device("gpu-2"), device("gpu-3-mig", "mig")]
+    cluster = Cluster(lambda _: [RUNS])
+    cluster.things = {
+        "Node": [node("n1")],
+        "ResourceSlice": [{"spec": {**spec, "devices": devices}}, {"spec": {**spec, "driver": "other"}}],
+        "ResourceClaim": [claim("gpu-0"), claim("gpu-0", "gpu-2"), {"metadata": {"name": "waits"}}],
+        "Pod": [holder("n1", 1)],  # by a resource that is a claim in truth
+    }
+    events = driven(cluster, workload(), last=lambda: None)
+    (seen,) = [event for event in events if isinstance(event, GpuNodes)]
+    assert seen.groups == [(3, 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"stableFor": "5s"}, "goes with `command`"),
+        ({"command": ["x"], "stableFor": "30s"}, "has to be shorter than `within` (30s)"),
+        ({"command": ["x"], "stableFor": "100ms"}, "greater than or equal to 1"),
+    ],
+)
+def test_how_long_is_enough_goes_with_a_command_and_its_time(own: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        workload(**own)
 
 
 def test_a_timeline_of_workloads_is_read_as_it_was_written(tmp_path: Path) -> None:

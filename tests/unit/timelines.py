@@ -23,7 +23,7 @@ from sandbox.timeline import (
 )
 
 HOSTILE = '<script>alert("owned")</script><img src=x onerror=alert(1)>\x1b[31;5mred\x07\x00\x9b2J\u202egnp.exe\ufffe]]>'
-_PHASES = ("load", "preflight", "up", "deploy", "verify", "exercise", "recover")
+_PHASES = ("preflight", "up", "deploy", "verify", "exercise", "recover")
 _LOAD_AT = 41.0
 
 
@@ -93,6 +93,7 @@ def events(shape: Shape = Shape()) -> list[Event]:
         ),
         Fact(t=4.0, about="images", values={"node": "sha256:8b1f03c4de", "vllm-sim": "sha256:77e1aa90b2"}),
         Fact(t=9.0, about="stack", values={"name": "vllm-sim", "replicas": 3, "model": "sim-8b", "emulated": True}),
+        Fact(t=40.9, about="attacks", values={"planned": ["1-privileged-pod", "33-foreign-secrets"]}),
         Note(t=9.5, level="info", message="clusters/trio.yaml of the working directory shadows the shipped one"),
     ]
     found += _phases(shape)
@@ -157,7 +158,7 @@ def hostile_results() -> Results:
 
 
 def _phases(shape: Shape) -> list[Event]:
-    starts = (0.0, 0.2, 1.0, 12.0, 38.0, 40.5, 40.5 + shape.seconds + 1.0)
+    starts = (0.2, 1.0, 12.0, 38.0, 40.5, 40.5 + shape.seconds + 1.0)
     ends = (*starts[1:], starts[-1] + 2.5)
     found: list[Event] = []
     for name, start, end in zip(_PHASES, starts, ends, strict=True):

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sandbox import grammar
+from sandbox.errors import UsageError
 from sandbox.judge.consistency import PHASES
+from sandbox.spec.inputs import Inputs, inputs_of
+from sandbox.spec.scenario import Scenario
 from sandbox.timeline import (
     ClientBeat,
     Event,
@@ -31,13 +34,21 @@ def keep(folder: Path, events: list[Event]) -> Path:
     return folder
 
 
+def _inputs(begun: RunStarted) -> Inputs:
+    """What the files of its load hold today; of made-up ones nothing."""
+    try:
+        return inputs_of(Scenario.model_validate(begun.scenario).load)
+    except (ValueError, UsageError):
+        return {}
+
+
 def whole(events: list[Event]) -> list[Event]:
     """The same events in the order of their times, numbered and closed, with the phases that they lack."""
-    begun = next(event for event in events if isinstance(event, RunStarted)).model_copy(
-        update={"grammar": grammar.KNOWN}
-    )
+    begun = next(event for event in events if isinstance(event, RunStarted))
+    held = _inputs(begun) if begun.inputs is None else begun.inputs
+    begun = begun.model_copy(update={"grammar": grammar.KNOWN, "inputs": held})
     rest = [event for event in events if not isinstance(event, RunStarted | RunFinished)]
-    if not any(isinstance(event, PhaseChanged) and event.status == "started" for event in rest):
+    if {event.name for event in rest if isinstance(event, PhaseChanged)} < set(PHASES[:6]):
         ended = any(isinstance(event, PhaseChanged) and event.name == "recover" for event in rest)
         rest = [event for event in rest if not isinstance(event, PhaseChanged)]
         rest += _phases(rest, ended=ended)

@@ -1,0 +1,18 @@
+"""The page of figures: each part between marks of its own, written by whoever measures it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "benchmarks.md"
+
+
+def write(part: str, text: str) -> None:
+    """Put what a part has to show between its marks on the page."""
+    begin, end = f"<!-- bench {part} -->", f"<!-- /bench {part} -->"
+    head, _, rest = PAGE.read_text().partition(begin)
+    _, _, tail = rest.partition(end)
+    block = f"{begin}\n{text.rstrip()}\n{end}"
+    PAGE.write_text(f"{head.rstrip()}\n\n{block}{tail or chr(10)}")
+    sys.stdout.write(block + "\n")

@@ -1,0 +1,202 @@
+"""Named sabotages: realistic bugs, each written down with the tests that must go red with it.
+
+One file per room of the product in `sabotages/`. Each entry says which text of which file is replaced by what; it has
+to apply exactly once, or the sabotage is no longer true and is an error. The working tree is never touched.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+from typing import Literal
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(__file__).parent / "sabotages"
+# everything that a unit test may read
+_TREE = ("sandbox", "tests", "clusters", "scenarios", "loadtests", "docs")
+_FILES = ("pyproject.toml", "constraints.txt", "noxfile.py", "README.md", "CHANGELOG.md", "action.yml")
+_SECONDS = 180.0  # for the tests of one sabotage
+_FAILED = 1  # pytest's exit code for tests that failed; any other says that they were not run
+State = Literal["killed", "survived", "error"]
+# Of the time that one file of tests takes, most is the loading of these. So one process loads them, once, and each try
+# is a child of that one.
+_LIBRARIES = [
+    "altair", "docker", "httpx", "jinja2", "kubernetes.client", "numpy", "psutil", "pydantic", "pytest",
+    "rich.console", "scipy.stats", "tenacity", "typer", "yaml",
+]  # fmt: skip
+_QUICK = multiprocessing.get_context("forkserver")
+_QUICK.set_forkserver_preload(_LIBRARIES)
+
+
+class Untrue(Exception):
+    """A sabotage that does not apply: the text that it replaces is not there, or more than once."""
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """One bug.
+
+    Attributes:
+        name: what the product then does wrong, in words.
+        file: from the root of the repository.
+        find: text of that file, which has to be there exactly once.
+        replace: what stands in its place.
+        tests: what must go red: files, or tests in them as pytest names them.
+    """
+
+    name: str
+    file: str
+    find: str
+    replace: str
+    tests: tuple[str, ...]
+
+    def sabotaged(self, source: str) -> str:
+        """The file's text with the bug in it.
+
+        Raises:
+            Untrue: it does not apply exactly once.
+        """
+        many = source.count(self.find)
+        if many != 1:
+            raise Untrue(f"{self.file}: the text that {self.name!r} replaces is there {many} times, not once")
+        return source.replace(self.find, self.replace)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one sabotage; `detail` says why it was an error, or which test went red first."""
+
+    sabotage: Sabotage
+    state: State
+    detail: str
+    seconds: float
+
+
+def sabotages(folder: Path = FOLDER) -> list[Sabotage]:
+    """All of them, file by file."""
+    entries = [
+        entry for file in sorted(folder.glob("*.yaml")) for entry in yaml.safe_load(file.read_text(encoding="utf-8"))
+    ]
+    return [Sabotage(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
+
+
+def copied(to: Path) -> Path:
+    """A copy of the working tree without what is built, for changes that must not reach it."""
+    for name in _TREE:
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in _FILES:
+        if (ROOT / name).is_file():
+            shutil.copy2(ROOT / name, to / name)
+    return to
+
+
+def environment(tree: Path) -> dict[str, str]:
+    """Ours, with the copy in front of what is installed; compiled files are not kept, for a text may come back."""
+    return {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run(chosen: list[Sabotage], workers: int) -> list[Outcome]:
+    """Try each in a copy of its own.
+
+    Raises:
+        RuntimeError: a test that has to go red is red already, or does not run what is in the copy.
+    """
+    trees: SimpleQueue[Path] = SimpleQueue()
+    with TemporaryDirectory(prefix="mutate-") as folder:
+        for number in range(workers):
+            trees.put(copied(Path(folder) / str(number)))
+        clean = trees.get()
+        _refuse_red(clean, sorted({test for each in chosen for test in each.tests}))
+        trees.put(clean)
+
+        def one(sabotage: Sabotage) -> Outcome:
+            tree = trees.get()
+            try:
+                outcome = attempt(tree, sabotage)
+            finally:
+                trees.put(tree)
+            sys.stdout.write(f"{outcome.state:9} {outcome.seconds:5.1f} s  {sabotage.name}\n")
+            sys.stdout.flush()
+            return outcome
+
+        with ThreadPoolExecutor(max_workers=workers) as pool:
+            return list(pool.map(one, chosen))
+
+
+def attempt(tree: Path, sabotage: Sabotage) -> Outcome:
+    """Put the bug into that tree, run the tests, take it out again."""
+    begun = time.monotonic()
+    file = tree / sabotage.file
+    source = file.read_text(encoding="utf-8")
+    try:
+        file.write_text(sabotage.sabotaged(source), encoding="utf-8")
+        code, output = _pytest(tree, "-x", *sabotage.tests)
+    except Untrue as untrue:
+        return Outcome(sabotage, "error", str(untrue), 0.0)
+    except TimeoutError:  # nobody would take tests that hang for green ones
+        return Outcome(sabotage, "killed", f"the tests hang, for {_SECONDS:g} s", time.monotonic() - begun)
+    finally:
+        file.write_text(source, encoding="utf-8")
+    took = time.monotonic() - begun
+    if code == 0:
+        return Outcome(sabotage, "survived", "every test that is named stayed green", took)
+    red = [line.split()[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    if code != _FAILED or not red:  # a bug that keeps the tests from being read at all is none that could be shipped
+        return Outcome(sabotage, "error", f"pytest ended with {code}: {output[-500:]}", took)
+    return Outcome(sabotage, "killed", red[0], took)
+
+
+def _refuse_red(tree: Path, tests: list[str]) -> None:
+    """A test that is red without any sabotage would kill all of them."""
+    code, output = _pytest(tree, *tests, seconds=len(tests) * _SECONDS)
+    if code:
+        raise RuntimeError(f"without any sabotage the tests end with {code}:\n{output[-3000:]}")
+
+
+def _pytest(tree: Path, *arguments: str, seconds: float = _SECONDS) -> tuple[int, str]:
+    """Exit code and output of pytest on a tree. What hangs is ended with all that it started.
+
+    Raises:
+        TimeoutError: it took longer than `seconds`.
+    """
+    with NamedTemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        options = ("-q", "--no-header", "--tb=line", "-p", "no:cacheprovider")
+        process = _QUICK.Process(target=_in_child, args=(str(tree), output.name, [*options, *arguments]))
+        process.start()
+        process.join(seconds)
+        if process.exitcode is None:
+            os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+            raise TimeoutError
+        return process.exitcode, Path(output.name).read_text(encoding="utf-8", errors="replace")
+
+
+def _in_child(tree: str, output: str, arguments: list[str]) -> None:
+    """In a process of its own that has the libraries already, and nothing of the product."""
+    os.setsid()
+    sink = os.open(output, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    os.chdir(tree)
+    os.environ |= environment(Path(tree))
+    sys.path[:] = [tree, *(each for each in sys.path if Path(each or ".").resolve() not in {ROOT, Path(tree)})]
+    for name in [name for name in sys.modules if name.partition(".")[0] in {"sandbox", "tests"}]:
+        del sys.modules[name]
+    import pytest  # noqa: PLC0415 - the process that starts this one needs none
+
+    found = find_spec("sandbox")
+    if (Path(tree) / "sandbox").is_dir() and (found is None or not Path(str(found.origin)).is_relative_to(tree)):
+        raise RuntimeError(f"{found} would be tested, not the copy in {tree}")
+    sys.exit(pytest.main(arguments))
