@@ -9,6 +9,7 @@ import pytest
 from test_intervals import known
 from test_judge import LOAD_AT, SCENARIO, check, history, request, scenario
 from test_watch import Running, aborting
+from whole_runs import whole
 
 from sandbox.judge import judge, regression
 from sandbox.search import judged
@@ -38,7 +39,7 @@ def test_a_share_is_compared_exactly(operator: str, bound: str, expected: tuple[
 def test_a_share_of_exactly_what_is_asked_for_holds_in_the_judge_and_in_a_search(good: int, status: str) -> None:
     """2997 of 3000 are 99.9 %, and 1 - 0.001 is less than 0.999 in floats."""
     spec = scenario(slo={"good_request_fraction": ["rate>=99.9%"]}, faults=[])
-    results = judge(history(spec=spec, requests=share(good, 3000), faults=[]))
+    results = judge(whole(history(spec=spec, requests=share(good, 3000), faults=[])))
     assert check(results, "slo/good_request").status == status
     assert judged(100.0, results).verdict == status
 
