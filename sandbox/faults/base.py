@@ -111,7 +111,6 @@ FAULTS: Registry[Callable[..., Injection]] = Registry("fault")
 
 def drive(name: str, index: int, context: Context, params: dict[str, Any], timeline: Timeline) -> None:
     """Run one fault to its end, writing each state as it is reached; a failing fault is an event, no exception."""
-
     context = replace(context, looks=Looks())  # several faults run at once
 
     def write(state: Any, evidence: Evidence) -> None:

@@ -50,7 +50,7 @@ def test_a_whole_fault_is_started_injected_proven_and_healed(states: Callable[..
 def test_a_heal_says_by_how_much_it_may_have_been_seen_late(
     tmp_path: Path, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was looked for three times; the second look, which still said no, is the last moment at which it was not so."""
+    """It was looked for three times; the second look is the last moment at which it was surely not so."""
     looks = [False, False, True]
     refused: list[float] = []
 

@@ -92,9 +92,10 @@ def test_of_a_second_the_worst_beats_are_told_and_all_are_counted(
     ("used", "own", "share"), [(0.5, 0.5, 0.0), (2.0, 0.5, 0.75), (1.2, 0.2, 0.5), (0.0, 0.0, 0.0)]
 )
 def test_what_others_used_of_the_machine_is_all_that_was_used_but_our_own(
-    used: float, own: float, share: float, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    told: tuple[float, float, float], recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two cores, one second: two seconds of all cores, `used` of them by anybody and `own` by this process."""
+    used, own, share = told
     clocks, seen = Clocks(), [(100.0, 40.0), (102.0, 40.0 + used)]
     monkeypatch.setattr(record, "time", clocks)
     monkeypatch.setattr(record, "_machine", lambda: seen.pop(0))
