@@ -130,7 +130,7 @@ class ClientBeat(_Event):
     beats: int = Field(description="Heartbeats in this second.")
     cpu: float = Field(description="Share of one core used since the last beat.")
     machine: float | None = Field(
-        default=None, description="Share of all cores that the processes of others used since then; null: unknown."
+        default=None, description="Share of all cores that other processes used since then; null: unknown."
     )
     in_flight: int
     worker: str = Field(default="", description="Which of several load processes.")

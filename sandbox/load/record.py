@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+import psutil
+
 from sandbox.load.client import Exchange
 from sandbox.load.plan import LoadPlan
 from sandbox.load.reply import UNKNOWN
@@ -82,6 +84,7 @@ class Recorder:
                 uncertainty=unsure,
                 end_uncertainty=None if reply.end_uncertainty == UNKNOWN else _bound(reply.end_uncertainty),
                 content_bytes=reply.content_bytes,
+                first_bytes=reply.first_bytes,
                 outcome=reply.outcome,
                 status=reply.status,
                 detail=reply.detail,
@@ -194,6 +197,7 @@ class Pulse:
         self._stalls: list[tuple[float, float]] = []
         self._wall = time.monotonic_ns()
         self._cpu = time.process_time_ns()
+        self._machine = _machine()
         self.due = self._wall + BEAT_NS
 
     def beat(self, now: int) -> None:
@@ -213,12 +217,14 @@ class Pulse:
         wall, cpu = time.monotonic_ns(), time.process_time_ns()
         share = (cpu - self._cpu) / max(1, wall - self._wall)
         known = self._known()
+        machine = _machine()
         self._recorder.beat(
             ClientBeat(
                 t=self._recorder.now(),
                 lag=_worst(self._lags),
                 beats=len(self._lags),
                 cpu=share,
+                machine=_others(self._machine, machine, (cpu - self._cpu) / 1e9),
                 in_flight=self._in_flight(),
                 worker=self._recorder.worker,
                 added=_worst(known.late),
@@ -231,7 +237,7 @@ class Pulse:
         )
         self._lags.clear()
         self._stalls = []
-        self._wall, self._cpu = wall, cpu
+        self._wall, self._cpu, self._machine = wall, cpu, machine
 
 
 def _bound(nanoseconds: int) -> float:
@@ -241,3 +247,16 @@ def _bound(nanoseconds: int) -> float:
 
 def _worst(values: list[float]) -> list[float]:
     return sorted(values, reverse=True)[:_WORST]
+
+
+def _machine() -> tuple[float, float]:
+    """Seconds of all cores since the machine started: in all, and those that somebody used."""
+    times = psutil.cpu_times()
+    whole = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)  # counted as user's too
+    return whole, whole - times.idle - getattr(times, "iowait", 0.0)
+
+
+def _others(before: tuple[float, float], now: tuple[float, float], own: float) -> float | None:
+    """Share of all cores that others used in between, `own` seconds of it were ours; None where no time went by."""
+    whole, used = now[0] - before[0], now[1] - before[1]
+    return min(1.0, max(0.0, (used - own) / whole)) if whole > 0 else None

@@ -104,6 +104,24 @@ def test_a_stall_is_told_with_its_moment_once(
     assert beat.stalls == [pytest.approx((0.02, 0.03)), pytest.approx((0.11, 0.89))]
 
 
+@pytest.mark.parametrize(
+    ("used", "own", "share"), [(0.5, 0.5, 0.0), (2.0, 0.5, 0.75), (1.2, 0.2, 0.5), (0.0, 0.0, 0.0)]
+)
+def test_what_others_used_of_the_machine_is_all_that_was_used_but_our_own(
+    told: tuple[float, float, float], recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two cores, one second: two seconds of all cores, `used` of them by anybody and `own` by this process."""
+    used, own, share = told
+    clocks, seen = Clocks(), [(100.0, 40.0), (102.0, 40.0 + used)]
+    monkeypatch.setattr(record, "time", clocks)
+    monkeypatch.setattr(record, "_machine", lambda: seen.pop(0))
+    pulse = Pulse(recorder, lambda: 0)
+    clocks.wall, clocks.cpu = SECOND, int(own * SECOND)
+    pulse.beat(clocks.wall)
+    (beat,) = beats(recorder, tmp_path)
+    assert beat.machine == pytest.approx(share)
+
+
 def answered() -> Reply:
     reply = Reply(stream=True)
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
