@@ -149,20 +149,20 @@ def test_a_run_that_cannot_clean_up_is_no_pass_in_any_of_its_files(
 
     good = executed(*phases())
     assert good.exit_code == 0, good.results.headline
-    assert suite.replay(good.folder) == good.results, "judged again, with what came after"
+    assert suite.replay(good.folder)[0] == good.results, "judged again, with what came after"
     outcome = executed(*phases(up=lambda run: run.undo.callback(stuck)))
     assert outcome.exit_code in {3, 4}
     results = written(outcome)
     assert results.verdict == "invalid"
     assert str(problem) in results.headline
     assert "<error" in (outcome.folder / "junit.xml").read_text()
-    assert suite.replay(outcome.folder) == results
+    assert suite.replay(outcome.folder)[0] == results
     timeline = outcome.folder / "timeline.jsonl"
     *rest, failed, last = timeline.read_text().splitlines(keepends=True)
     assert '"clean up"' in failed
     for lost in ([*rest, last], [*rest, failed], rest):
         timeline.write_text("".join(lost))
-        assert suite.replay(outcome.folder).verdict == "invalid", "the line that tells of it cannot be lost"
+        assert suite.replay(outcome.folder)[0].verdict == "invalid", "the line that tells of it cannot be lost"
 
 
 def test_attempts_are_spread_over_the_load_and_one_is_made_as_each_fault_strikes() -> None:

@@ -37,6 +37,9 @@ def sabotage(**changes: str) -> Sabotage:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
+    (tmp_path / "sandbox").mkdir()
+    for name in ("__init__", "pytest_plugin"):  # which pytest loads wherever the product is installed
+        (tmp_path / "sandbox" / f"{name}.py").touch()
     (tmp_path / "sums.py").write_text("def add(one: int, other: int) -> int:\n    return one + other\n")
     (tmp_path / "test_sums.py").write_text(
         "from sums import add\n\n\ndef test_it() -> None:\n    assert add(2, 1) == 3\n"
