@@ -15,8 +15,9 @@ A fault is a generator read like a pytest fixture:
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from sandbox.cluster import Cluster
@@ -47,6 +48,13 @@ class Evidence:
 Injection = Generator[Evidence, None, Evidence]
 
 
+@dataclass
+class Looks:
+    """When the last look began that saw something not to be so yet, on the monotonic clock; or the wait for it."""
+
+    refused: float | None = None
+
+
 @dataclass(frozen=True)
 class Context:
     """What a fault works on.
@@ -56,12 +64,14 @@ class Context:
         cluster: the cluster, for what happens below the API.
         namespace: where the stack under test lives.
         stop: set when the run is being ended; nobody waits any longer then.
+        looks: when something was last seen not to be so yet.
     """
 
     kube: Kube
     cluster: Cluster
     namespace: str
     stop: threading.Event
+    looks: Looks = field(default_factory=Looks)
 
     def wait(self, condition: Callable[[], Seen[T]], *, within: float, what: str) -> T:
         """As `wait_for`, but given up when the run is being ended.
@@ -70,18 +80,24 @@ class Context:
             DeadlineExceeded: it did not come.
             Unproven: the run is being ended.
         """
-        return wait_for(_UnlessStopped(condition, self.stop), within=within, what=what)
+        self.looks.refused = time.monotonic()
+        return wait_for(_UnlessStopped(condition, self.stop, self.looks), within=within, what=what)
 
 
 @dataclass(frozen=True)
 class _UnlessStopped(Generic[T]):
     condition: Callable[[], Seen[T]]
     stop: threading.Event
+    looks: Looks
 
     def __call__(self) -> Seen[T]:
         if self.stop.is_set():
             raise Unproven("the run was ended before this was seen")
-        return self.condition()
+        begun = time.monotonic()
+        seen = self.condition()
+        if not seen.done:
+            self.looks.refused = begun
+        return seen
 
     def pause(self, seconds: float) -> None:
         if isinstance(self.condition, Watched):
@@ -95,12 +111,20 @@ FAULTS: Registry[Callable[..., Injection]] = Registry("fault")
 
 def drive(name: str, index: int, context: Context, params: dict[str, Any], timeline: Timeline) -> None:
     """Run one fault to its end, writing each state as it is reached; a failing fault is an event, no exception."""
+    context = replace(context, looks=Looks())  # several faults run at once
 
     def write(state: Any, evidence: Evidence) -> None:
+        refused = context.looks.refused if state == "healed" else None
         say(f"fault {name} {state.replace('_', ' ')}: {evidence.detail.splitlines()[0] if evidence.detail else ''}")
         timeline.append(
             FaultEvent(
-                t=timeline.now(), fault=name, index=index, state=state, detail=evidence.detail, evidence=evidence.values
+                t=timeline.now(),
+                fault=name,
+                index=index,
+                state=state,
+                detail=evidence.detail,
+                evidence=evidence.values,
+                uncertainty=None if refused is None else time.monotonic() - refused,
             )
         )
 
@@ -116,6 +140,7 @@ def drive(name: str, index: int, context: Context, params: dict[str, Any], timel
     except Exception as error:  # noqa: BLE001 - whatever went wrong belongs into the evidence, and the run goes on
         write("failed", Evidence(f"{type(error).__name__}: {error}"))
     else:
+        context.looks.refused = None
         try:
             write("healed", _finish(injection))
         except DeadlineExceeded as error:

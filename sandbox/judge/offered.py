@@ -117,8 +117,10 @@ def _bounds(timeline: Sequence[Event], rec: Record) -> Check:
     if asked.get("calibrated") and not calibrated:
         reason = "the client was to be calibrated, and wrote nothing of it; see load.log beside the timeline"
     elif uncovered:
+        most = max(beat.uncovered_by for beat in rec.beats) * 1000
         reason = (
-            f"{uncovered} tokens of known send time came later than the client says: its bounds are not to be believed"
+            f"{uncovered} tokens of known send time were read up to {most:.1f} ms later than the client says: "
+            "its bounds are not to be believed"
         )
     elif not rec.beats:
         reason = "the load client wrote nothing of itself; see load.log beside the timeline"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+import psutil
+
 from sandbox.load.client import Exchange
 from sandbox.load.plan import LoadPlan
 from sandbox.load.reply import UNKNOWN
@@ -48,7 +50,7 @@ class Recorder:
         asked |= {"processes": self._plan.processes, "calibrated": bool(self._plan.golden)}
         own = self._plan.locustfile.stem if self._plan.locustfile else ""
         name = " + ".join(dict.fromkeys(share.tags["profile"] for share in self._plan.shares)) or own
-        at = self._seconds(t0)
+        at = self.seconds(t0)
         self._timeline.append(LoadStarted(t=at, url=self._plan.url, model=self._plan.model, profile=name, asked=asked))
         return at
 
@@ -69,11 +71,11 @@ class Recorder:
         unsure = None if exchange.opening is None else [-(-each // _STEP) / _STEPS for each in reply.uncertainty]
         return (write or self.write)(
             Request(
-                t=self._seconds(time.monotonic_ns() if reply.end is None else reply.end),
-                scheduled=self._seconds(scheduled),
-                sent=self._seconds(exchange.began) if exchange.sent else None,
-                first=self._seconds(times[0]) if times else None,
-                last=self._seconds(times[-1]) if times else None,
+                t=self.seconds(time.monotonic_ns() if reply.end is None else reply.end),
+                scheduled=self.seconds(scheduled),
+                sent=self.seconds(exchange.began) if exchange.sent else None,
+                first=self.seconds(times[0]) if times else None,
+                last=self.seconds(times[-1]) if times else None,
                 chunks=len(times),
                 tokens=reply.tokens,
                 prompt_tokens=reply.prompt_tokens,
@@ -82,6 +84,7 @@ class Recorder:
                 uncertainty=unsure,
                 end_uncertainty=None if reply.end_uncertainty == UNKNOWN else _bound(reply.end_uncertainty),
                 content_bytes=reply.content_bytes,
+                first_bytes=reply.first_bytes,
                 outcome=reply.outcome,
                 status=reply.status,
                 detail=reply.detail,
@@ -96,7 +99,7 @@ class Recorder:
         return self.write(
             Request(
                 t=self._timeline.now(),
-                scheduled=self._seconds(scheduled),
+                scheduled=self.seconds(scheduled),
                 sent=None,
                 outcome="dropped",
                 detail=detail,
@@ -155,7 +158,8 @@ class Recorder:
         """Seconds since the run began."""
         return self._timeline.now()
 
-    def _seconds(self, clock: int) -> float:
+    def seconds(self, clock: int) -> float:
+        """A clock reading in the run's seconds."""
         return (clock - self._plan.epoch_ns) / 1e9
 
     def _numbered(self, number: str, share: int) -> dict[str, str]:
@@ -193,12 +197,13 @@ class Pulse:
         self._stalls: list[tuple[float, float]] = []
         self._wall = time.monotonic_ns()
         self._cpu = time.process_time_ns()
+        self._machine = _machine()
         self.due = self._wall + BEAT_NS
 
     def beat(self, now: int) -> None:
         """Count every beat that was due by clock reading `now`; write a second when it is full."""
         if now - self.due >= _STALL_NS:
-            self._stalls.append((self._recorder.now() - (now - self.due) / 1e9, (now - self.due) / 1e9))
+            self._stalls.append((self._recorder.seconds(self.due), (now - self.due) / 1e9))
         while self.due <= now:
             self._lags.append((now - self.due) / 1e9)
             self.due += BEAT_NS
@@ -212,12 +217,14 @@ class Pulse:
         wall, cpu = time.monotonic_ns(), time.process_time_ns()
         share = (cpu - self._cpu) / max(1, wall - self._wall)
         known = self._known()
+        machine = _machine()
         self._recorder.beat(
             ClientBeat(
                 t=self._recorder.now(),
                 lag=_worst(self._lags),
                 beats=len(self._lags),
                 cpu=share,
+                machine=_others(self._machine, machine, (cpu - self._cpu) / 1e9),
                 in_flight=self._in_flight(),
                 worker=self._recorder.worker,
                 added=_worst(known.late),
@@ -230,7 +237,7 @@ class Pulse:
         )
         self._lags.clear()
         self._stalls = []
-        self._wall, self._cpu = wall, cpu
+        self._wall, self._cpu, self._machine = wall, cpu, machine
 
 
 def _bound(nanoseconds: int) -> float:
@@ -240,3 +247,16 @@ def _bound(nanoseconds: int) -> float:
 
 def _worst(values: list[float]) -> list[float]:
     return sorted(values, reverse=True)[:_WORST]
+
+
+def _machine() -> tuple[float, float]:
+    """Seconds of all cores since the machine started: in all, and those that somebody used."""
+    times = psutil.cpu_times()
+    whole = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)  # counted as user's too
+    return whole, whole - times.idle - getattr(times, "iowait", 0.0)
+
+
+def _others(before: tuple[float, float], now: tuple[float, float], own: float) -> float | None:
+    """Share of all cores that others used in between, `own` seconds of it were ours; None where no time went by."""
+    whole, used = now[0] - before[0], now[1] - before[1]
+    return min(1.0, max(0.0, (used - own) / whole)) if whole > 0 else None

@@ -36,6 +36,7 @@ class Reply:
         end: the last byte that counted, or when waiting for it was given up.
         end_uncertainty: the same of the end.
         content_bytes: UTF-8 bytes of all text that came as content, reasoning or tool calls, of every choice.
+        first_bytes: those until the first content chunk was whole; None before.
         tokens: usage.completion_tokens, where the server sent it.
         prompt_tokens: usage.prompt_tokens, where the server sent it.
         received: bytes in all.
@@ -53,6 +54,7 @@ class Reply:
         self.end: int | None = None
         self.end_uncertainty = UNKNOWN
         self.content_bytes = 0
+        self.first_bytes: int | None = None
         self.tokens: int | None = None
         self.prompt_tokens: int | None = None
         self.received = 0
@@ -251,6 +253,8 @@ class Reply:
         self.arrivals.append(now)
         self.uncertainty.append(self._unsure)
         self.content_bytes += size
+        if self.first_bytes is None:
+            self.first_bytes = self.content_bytes
 
     def _keep_text(self, key: str, text: str) -> None:
         if key in _ANSWER_KEYS:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 REQUEST_TAGS = ("tenant", "model", "profile")
-_TIMES = ("t", "scheduled", "sent", "first", "last")
-_LATE = ("connect", "first", "last", "end")
 _COUNTS = ("chunks", "usage", "content_bytes", "first_bytes")
+_LATE = ("late connect", "late first", "late last", "late end")
+_COLUMNS = ("t", "scheduled", "sent", "first", "last", *_LATE, *_COUNTS, "prompt_tokens", "outcome", "known", "silent")
 GIVEN_UP = ("timeout", "connect_error", "dropped")  # by the client: whatever else might have come
 DIGITS = 9  # clocks are read in nanoseconds
 
@@ -51,83 +52,81 @@ class Rules:
 class Table:
     """One row per request, in the order they came; grows as a run goes on.
 
-    About 140 bytes a request and 24 a gap, where the events themselves take about 2 kB and 64. Arrays that it returns
-    are kept: read them only.
+    About 180 bytes a request and 8 a gap, where the events themselves take about 2 kB and 64; where gaps are kept, so
+    are the lists that say how late each chunk may have been read. Arrays that it returns are kept: read them only.
     """
 
     def __init__(self, requests: Iterable[Request] = (), *, gaps: bool = True, rules: Rules | None = None) -> None:
         """Begin with these rows; `gaps` False: those between chunks are left out, and there is no `icl`."""
         self.rules = rules or Rules()
         self._with_gaps = gaps
-        self._times = {name: array("d") for name in _TIMES}
-        self._late = {name: array("d") for name in _LATE}
-        self._counts = {name: array("q") for name in _COUNTS}
-        self._prompts = array("q")
-        self._outcomes = array("q")
-        self._known = array("b")
-        self._silent = array("b")
+        self._rows = array("d")
         self._codes = {outcome: code for code, outcome in enumerate(OUTCOMES)}
         self._tags = {key: array("q") for key in REQUEST_TAGS}
         self._values: dict[str, dict[str, int]] = {key: {} for key in REQUEST_TAGS}
         self._gaps = array("d")
         self._gap_counts = array("q")
-        self._earlier = array("d")
-        self._later = array("d")
+        self._chunks_late: list[Sequence[float]] = []
         self._kept: dict[Any, Any] = {}
         for request in requests:
             self.append(request)
 
     def __len__(self) -> int:
         """How many requests."""
-        return len(self._prompts)
+        return len(self._gap_counts)
 
     def append(self, request: Request) -> None:
         """One more row."""
         if self._kept:
             self._kept = {}
-        for name, column in self._times.items():
-            value = getattr(request, name)
-            column.append(math.nan if value is None else value)
-        for name, counts in self._counts.items():
-            count = request.tokens if name == "usage" else getattr(request, name)
-            counts.append(-1 if count is None else count)
-        self._prompts.append(-1 if request.prompt_tokens is None else request.prompt_tokens)
+        gaps, chunks, end = request.gaps, request.uncertainty, request.end_uncertainty
+        # of a client that says how late it may have been, what it does not say may be anything
+        unknown = 0.0 if end is None else math.inf
+        if end is None or not chunks or len(chunks) != len(gaps) + 1:
+            chunks = [unknown] * (len(gaps) + 1)
+        connect = request.connect_uncertainty
         # an older client called an answer that says nothing `ok`
         outcome = "empty" if request.outcome == "ok" and request.detail == EMPTY else request.outcome
-        self._outcomes.append(self._codes.setdefault(outcome, len(self._codes)))
+        self._rows.extend(
+            (
+                request.t,
+                request.scheduled,
+                math.nan if request.sent is None else request.sent,
+                math.nan if request.first is None else request.first,
+                math.nan if request.last is None else request.last,
+                unknown if connect is None or end is None else connect,
+                chunks[0],
+                chunks[-1],
+                unknown if end is None else end,
+                request.chunks,
+                -1 if request.tokens is None else request.tokens,
+                -1 if request.content_bytes is None else request.content_bytes,
+                -1 if request.first_bytes is None else request.first_bytes,
+                -1 if request.prompt_tokens is None else request.prompt_tokens,
+                self._codes.setdefault(outcome, len(self._codes)),
+                end is not None,
+                end is not None and self._perhaps_silent(request, chunks, end),
+            )
+        )
         for key, codes in self._values.items():
             value = request.tags.get(key)
             self._tags[key].append(-1 if value is None else codes.setdefault(value, len(codes)))
-        self._append_late(request)
-
-    def _append_late(self, request: Request) -> None:
-        """How late each reading may have been. Of a client that says so, what it does not say may be anything."""
-        end, connect, chunks = request.end_uncertainty, request.connect_uncertainty, request.uncertainty
-        known = end is not None
-        whole = known and chunks is not None and len(chunks) == len(request.gaps) + 1
-        unknown = math.inf if known else 0.0
-        late = chunks if whole and chunks else (unknown, unknown)
-        self._known.append(known)
-        self._late["end"].append(unknown if end is None else end)
-        self._late["connect"].append(unknown if connect is None or not known else connect)
-        self._late["first"].append(late[0])
-        self._late["last"].append(late[-1])
-        self._silent.append(known and self._perhaps_silent(request, late, unknown if end is None else end))
-        gaps = request.gaps if self._with_gaps else []
+        if not self._with_gaps:
+            gaps = []
         self._gaps.extend(gaps)
         self._gap_counts.append(len(gaps))
         if gaps:
-            late = late if whole else [unknown] * (len(gaps) + 1)
-            self._earlier.extend(late[:-1])
-            self._later.extend(late[1:])
+            self._chunks_late.append(chunks)
 
-    def _perhaps_silent(self, request: Request, late: Any, end: float) -> bool:
+    def _perhaps_silent(self, request: Request, late: Sequence[float], end: float) -> bool:
         """Whether what came may in truth have been silent for as long as ends a request, or just not."""
         idle, first, last = self.rules.idle, request.first, request.last
-        if request.outcome in GIVEN_UP or first is None or last is None or request.t - first + max(late) < idle:
+        if first is None or last is None or request.outcome in GIVEN_UP:
             return False
-        gaps = [*request.gaps, request.t - last]
-        told = [*late, end] if len(late) == len(gaps) else [math.inf] * (len(gaps) + 1)
+        begun = first if request.sent is None else request.sent
+        if 2 * (request.t - begun) < idle and not math.isinf(late[0]):  # nothing can be late by more than it took
+            return False
+        gaps, told = [*request.gaps, request.t - last], [*late, end]
         pairs = zip(gaps, told[:-1], told[1:], strict=True)
         return any(gap - later <= idle <= gap + earlier for gap, earlier, later in pairs)
 
@@ -137,20 +136,30 @@ class Table:
             self._kept[key] = make()
         return self._kept[key]
 
+    def _column(self, name: str) -> Floats:
+        def make() -> Floats:
+            rows = self.once("rows", lambda: np.array(self._rows).reshape(-1, len(_COLUMNS)))
+            return np.ascontiguousarray(rows[:, _COLUMNS.index(name)])
+
+        found: Floats = self.once(("column", name), make)
+        return found
+
+    def _integers(self, name: str) -> Integers:
+        found: Integers = self.once(("integers", name), lambda: self._column(name).astype(np.int64))
+        return found
+
     def time(self, name: str) -> Floats:
         """One of t, scheduled, sent, first, last: seconds since the run began, NaN where there is none."""
-        found: Floats = self.once(name, lambda: np.array(self._times[name]))
-        return found
+        return self._column(name)
 
     def late(self, name: str) -> Floats:
         """Seconds by which a reading may be late: of connect, first, last, end. 0 where the client does not say so."""
-        found: Floats = self.once(("late", name), lambda: np.array(self._late[name]))
-        return found
+        return self._column(f"late {name}")
 
     @property
     def known(self) -> Mask:
         """Of which requests the client says how late its readings may be."""
-        found: Mask = self.once("known", lambda: np.array(self._known, dtype=bool))
+        found: Mask = self.once("known", lambda: self._column("known") > 0)
         return found
 
     @property
@@ -162,9 +171,7 @@ class Table:
     @property
     def counted(self) -> Tokens:
         """Tokens of each answer, as far as the stream can have carried them."""
-        found: Tokens = self.once(
-            "counted", lambda: Tokens(*(np.array(self._counts[name], dtype=np.int64) for name in _COUNTS))
-        )
+        found: Tokens = self.once("counted", lambda: Tokens(*map(self._integers, _COUNTS)))
         return found
 
     @property
@@ -175,18 +182,17 @@ class Table:
     @property
     def prompt_tokens(self) -> Integers:
         """Tokens of each prompt; -1 where the server did not say."""
-        return np.array(self._prompts)
+        return self._integers("prompt_tokens")
 
     def ended(self, outcome: str) -> Mask:
         """Which requests ended so, as the client saw it."""
         code = self._codes.get(outcome, -1)
-        codes = self.once("outcomes", lambda: np.array(self._outcomes))
-        found: Mask = self.once(("ended", code), lambda: codes == code)
+        found: Mask = self.once(("ended", code), lambda: self._integers("outcome") == code)
         return found
 
     def outcomes(self, chosen: Mask) -> dict[str, int]:
         """How many of the chosen ended how; only what there is."""
-        counts = np.bincount(np.array(self._outcomes)[chosen], minlength=len(self._codes))
+        counts = np.bincount(self._integers("outcome")[chosen], minlength=len(self._codes))
         return {name: int(counts[code]) for name, code in self._codes.items() if counts[code]}
 
     def values(self, tag: str) -> list[str]:
@@ -260,12 +266,15 @@ class Table:
     @property
     def gaps_late(self) -> tuple[Floats, Floats]:
         """Of each gap, by how much the chunks before and after it may have come before they were read."""
-        return np.array(self._earlier), np.array(self._later)
+        late = np.fromiter(chain.from_iterable(self._chunks_late), dtype=float)
+        counts = np.array(self._gap_counts)
+        ends = np.cumsum(counts[counts > 0] + 1)
+        return np.delete(late, ends - 1), np.delete(late, np.concatenate([[0], ends[:-1]]) if len(ends) else ends)
 
     @property
     def silent(self) -> Mask:
         """What may in truth have been silent for as long as ends a request, or just not."""
-        return np.array(self._silent, dtype=bool)
+        return self._column("silent") > 0
 
     def gaps_of(self, chosen: Mask) -> Mask:
         """Which gaps are those of the chosen requests."""

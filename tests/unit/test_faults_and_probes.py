@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,36 @@ def whole(ctx: Context, count: int = 1) -> Injection:
 
 def test_a_whole_fault_is_started_injected_proven_and_healed(states: Callable[..., list[str]]) -> None:
     assert states(whole, count=2) == ["started", "injected", "proven", "healed"]
+
+
+def test_a_heal_says_by_how_much_it_may_have_been_seen_late(
+    tmp_path: Path, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was looked for three times; the second look is the last moment at which it was surely not so."""
+    looks = [False, False, True]
+    refused: list[float] = []
+
+    def look() -> kube.Seen[None]:
+        done = looks.pop(0)
+        if not done:
+            refused.append(time.monotonic())
+        return kube.Seen(done, None, "")
+
+    def slow(ctx: Context) -> Injection:
+        yield Evidence("injected")
+        yield Evidence("proven")
+        ctx.wait(look, within=5.0, what="it to heal")
+        return Evidence("well again")
+
+    monkeypatch.setitem(FAULTS.functions, "test.fault", slow)
+    with Timeline(tmp_path / "timeline.jsonl") as log:
+        drive("test.fault", 0, context, {}, log)
+    told = {event.state: event for event in read(log.path) if isinstance(event, FaultEvent)}
+    late = told["healed"].uncertainty
+    assert late is not None
+    assert late == pytest.approx(time.monotonic() - refused[-1], abs=0.2)
+    assert late > 0.04, "the pause between two looks"
+    assert told["proven"].uncertainty is None
 
 
 def test_a_fault_without_target_says_so(states: Callable[..., list[str]]) -> None:

@@ -62,6 +62,7 @@ def test_content_chunks_are_counted_the_same_wherever_the_reads_fall(
     assert len(reply.arrivals) == sum(1 for text in texts if text)
     assert list(reply.arrivals) == sorted(reply.arrivals)
     assert (reply.tokens, reply.content_bytes) == (42, len("".join(texts).encode()))
+    assert reply.first_bytes == next((len(text.encode()) for text in texts if text), None)
 
 
 @st.composite
