@@ -14,7 +14,7 @@ import numpy as np
 
 from sandbox import metrics
 from sandbox.judge.witnesses import witnesses
-from sandbox.metrics import Mask, Record
+from sandbox.metrics import Mask, Record, truth
 from sandbox.spec.results import Check
 from sandbox.spec.scenario import Scenario
 from sandbox.spec.slo import METRICS, OUTCOMES, WHOLE_RUN, Expression, Selector, parse_expression, parse_selector
@@ -44,7 +44,7 @@ def answered_checks(scenario: Scenario, rec: Record) -> list[Check]:
         selections.setdefault(tuple(sorted(tags.items())), Selector(_SHARE, tags))
     if not selections:  # nothing asks for the requests: then all of them are asked
         selections[()] = Selector(_SHARE, {})
-    good = rec.table.good(rec.limits)
+    good = truth.perhaps_good(rec.table, rec.limits).sure  # what may be bad is asked for
     named = np.zeros(len(rec.table), dtype=bool)
     checks = []
     for key, selection in selections.items():

@@ -88,9 +88,7 @@ def test_of_a_second_the_worst_beats_are_told_and_all_are_counted(
     assert beat.added[-1] == pytest.approx(0.010)
 
 
-@pytest.mark.parametrize(
-    ("used", "own", "share"), [(0.5, 0.5, 0.0), (2.0, 0.5, 0.75), (1.2, 0.2, 0.5), (0.0, 0.0, 0.0)]
-)
+@pytest.mark.parametrize("told", [(0.5, 0.5, 0.0), (2.0, 0.5, 0.75), (1.2, 0.2, 0.5), (0.0, 0.0, 0.0)])
 def test_what_others_used_of_the_machine_is_all_that_was_used_but_our_own(
     told: tuple[float, float, float], recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
