@@ -3,9 +3,8 @@
 Every event carries `t`, seconds since the run began on the machine's monotonic clock (shared by all
 processes of the machine, so the load subprocess appends to the same file), and `type`. Lines are
 appended with one `write` each to a file opened O_APPEND: writers do not tear each other's lines, and
-a crash leaves at most one half line, which `read` reports and leaves out. Each line also says which
-writer it is of, which number it has there, and when it was written: so the judge sees that a line is
-missing, there twice, or in another place.
+a crash leaves at most one half line, which `read` reports and leaves out. Each line has its writer's number:
+so the judge sees that one is missing, there twice, or in another place.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -46,10 +45,7 @@ class RunStarted(_Event):
     source: str = Field(description="The scenario's file name.")
     versions: dict[str, str] = Field(default_factory=dict)
     grammar: int = Field(default=1, description="Of this timeline: what its lines look like.")
-    inputs: dict[str, dict[str, str]] | None = Field(
-        default=None,
-        description="What the files that the load names held: file -> key -> text, or its hash; null: not recorded.",
-    )
+    inputs: dict[str, dict[str, str]] | None = Field(None, description="What its load's files held: key -> text, hash.")
 
 
 class PhaseChanged(_Event):
@@ -117,12 +113,8 @@ class Request(_Event):
     end_uncertainty: float | None = Field(
         default=None, description="Seconds by which the request may have ended sooner than the client noticed."
     )
-    content_bytes: int | None = Field(
-        default=None, description="Bytes of text that came as content, reasoning or tool calls; null: not counted."
-    )
-    first_bytes: int | None = Field(
-        default=None, description="Those until the first content chunk was whole; null: none, or not counted."
-    )
+    content_bytes: int | None = Field(default=None, description="Of content, reasoning and tool calls; null: unknown.")
+    first_bytes: int | None = Field(default=None, description="Those of the first content chunk; null: not counted.")
     outcome: str
     status: int | None = None
     detail: str = ""
@@ -149,9 +141,7 @@ class ClientBeat(_Event):
     checked: int = Field(default=0, description="Those of them that a bound of the client's could be held against.")
     uncovered: int = Field(default=0, description="Those read later than their bound says: any proves bounds wrong.")
     uncovered_by: float = Field(default=0.0, description="By how much the worst of these, seconds.")
-    stalls: list[tuple[float, float]] = Field(
-        default_factory=list, description="When a heartbeat was due and how late it was, seconds; from 20 ms on."
-    )
+    stalls: list[tuple[float, float]] = Field(default_factory=list, description="Beats due when, how late: from 20 ms.")
 
 
 class LoadAborted(_Event):
@@ -312,6 +302,7 @@ Event = Annotated[
     | Note,
     Field(discriminator="type"),
 ]
+_E = TypeVar("_E", bound=_Event)
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 
 
@@ -319,12 +310,9 @@ class Timeline:
     """Appends events of one writer, and numbers them. Safe from several threads: one `write` a line, O_APPEND."""
 
     def __init__(self, path: Path, epoch_ns: int | None = None, writer: str = "run") -> None:
-        """Open `path` for appending.
+        """Open `path` for appending; `epoch_ns` is `time.monotonic_ns()` at t=0 (now, if not given).
 
-        Args:
-            path: of the file; other writers may append to it too.
-            epoch_ns: `time.monotonic_ns()` at t=0; now, if not given.
-            writer: nobody else's in this file, for each numbers its own lines.
+        `writer`: nobody else's in this file, for each numbers its own lines.
         """
         self.path = path
         self.epoch_ns = time.monotonic_ns() if epoch_ns is None else epoch_ns
@@ -351,12 +339,10 @@ class Timeline:
     def finished(self) -> RunFinished:
         """The run's last line as it would be written now."""
         with self._lock:
-            event: RunFinished = self._numbered(RunFinished(t=self.now(), lines=self.lines))
-            return event
+            return self._numbered(RunFinished(t=self.now(), lines=self.lines))
 
-    def _numbered(self, event: Any) -> Any:
-        place = {"writer": self._writer, "seq": self._written.total(), "written": self.now()}
-        return event.model_copy(update=place)
+    def _numbered(self, event: _E) -> _E:
+        return event.model_copy(update={"writer": self._writer, "seq": self._written.total(), "written": self.now()})
 
     def close(self) -> None:
         """Close the file; events already written stay."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sandbox.cluster import signals
+from sandbox.cluster import nodes, signals
 from sandbox.errors import SandboxError, Unproven
 from sandbox.faults.base import Context, Evidence, Injection
 from sandbox.faults.gpu_before import already, as_before, still
@@ -293,9 +293,13 @@ class Case:
         for server in self.struck:
             pod = self.ctx.kube.get("v1", "Pod", server.pod, server.namespace)
             status = strike.status_of(pod, server.container) if pod else {}
-            if pod is None or pod["metadata"]["uid"] != server.uid:
-                raise Unproven(f"{server.label} is gone: nobody can say whether it ended by this fault")
-            if (end := _end(status, server.id)) == _KILLED:
+            end = _end(status, server.id)
+            if pod is None or pod["metadata"]["uid"] != server.uid:  # evicted by the taint, or deleted by others
+                if server.id in nodes.running_containers(self.ctx.cluster, server.node):
+                    alive.append(f"{server.label} (its pod is gone, and it runs on)")
+                else:
+                    ends[server.label] = "its pod is gone, and its node runs it no more"
+            elif end == _KILLED:
                 ends[server.label] = f"{end}, restart count {status.get('restartCount', 0)}"
             else:
                 alive.append(f"{server.label} ({end or 'running'})")

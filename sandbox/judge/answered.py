@@ -3,6 +3,9 @@
 Times are of requests that were answered, and a count of one outcome says nothing of the others. So every selection of
 requests that any threshold looks at (its window, its tags) is asked how many of it were not good. A promise counts for
 the very selection it names, neither for a part of it nor for more.
+
+What the client cannot tell counts against: a bad request near the edge of a phase belongs to both, and an answer that
+may have been beyond a limit of `good` was.
 """
 
 from __future__ import annotations
@@ -44,15 +47,16 @@ def answered_checks(scenario: Scenario, rec: Record) -> list[Check]:
         selections.setdefault(tuple(sorted(tags.items())), Selector(_SHARE, tags))
     if not selections:  # nothing asks for the requests: then all of them are asked
         selections[()] = Selector(_SHARE, {})
-    good = truth.perhaps_good(rec.table, rec.limits).sure  # what may be bad is asked for
+    good = truth.perhaps_good(rec.table, rec.limits).sure
     named = np.zeros(len(rec.table), dtype=bool)
     checks = []
     for key, selection in selections.items():
-        chosen = metrics.select(rec, selection)
-        named |= chosen
+        may = metrics.perhaps(rec, selection)
+        named |= may.possible
         own = [each for each in promises if tuple(sorted(each.selector.tags.items())) == key]
         if not any(_promises_all(each) for each in own):
-            checks.append(_check(rec, selection, chosen, _open(rec, chosen & ~good, own, int(chosen.sum()))))
+            bad = _open(rec, may.possible & ~good, own, int(may.sure.sum()))
+            checks.append(_check(rec, selection, may.sure | bad, bad))
     if not named.all():
         checks.append(_elsewhere(rec, ~named, ~named & ~good))
     return checks

@@ -53,6 +53,11 @@ def _defaults(scenario: Scenario, timeline: Sequence[Event], rec: Record) -> lis
 def shown_as_loosened(check: Check, text: str, scenario: Scenario) -> Check:
     """Say in its title, which every report shows, that a check is not the default."""
     own = scenario.loosen.get(text)
+    if own is None and text in DEFAULT_VALIDITY and text in scenario.validity and check.status != "pass":
+        if check.expected == DEFAULT_VALIDITY[text].threshold:
+            words = f"`validity` adds to this default; to have another in its place write `loosen: {{{text}: …}}`"
+            return check.model_copy(update={"reason": f"{check.reason}; {words}"})
+        return check
     if own is None or own.threshold != check.expected:
         return check
     words = f"loosened from {DEFAULT_VALIDITY[text].threshold} to {own.threshold}"

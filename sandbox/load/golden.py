@@ -7,6 +7,7 @@ its own: `python -m sandbox.load.golden SETTINGS-AS-JSON`, started through `gold
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import json
 import os
@@ -48,6 +49,7 @@ Kind = Literal[
     "not_http",  # another protocol
 ]
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
+_NOT_SENT = 0x894B  # SIOCOUTQNSD of linux/sockios.h: bytes that TCP has not sent yet
 _START_WITHIN = 30.0
 
 
@@ -79,7 +81,7 @@ class Served:
 
     Attributes:
         sent: when each content chunk was about to be written.
-        written: when it had been written, and so was at the client's kernel; 0: it went into a buffer first.
+        written: when it had been sent, and so was at the client's kernel; 0: it went into a buffer first.
     """
 
     number: str
@@ -233,9 +235,16 @@ class _Conversation(asyncio.Protocol):
             self._sent.append(now)
             event = b"%s%d/%d%s" % (self._before, now, self._written[-1] if self._written else 0, self._behind)
             self._write(b"%x\r\n%s\r\n" % (len(event), event))
-            self._written.append(0 if self._transport.get_write_buffer_size() else time.monotonic_ns())
+            self._written.append(time.monotonic_ns() if self._is_out() else 0)
             self._due += settings.gap
             self._waiting = self._loop.call_at(self._due, self._token)
+
+    def _is_out(self) -> bool:
+        """All that was written has left: nothing waits here for room, nor in the kernel for the client's word."""
+        if self._transport.get_write_buffer_size():
+            return False
+        unsent = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), _NOT_SENT, bytes(4))
+        return not int.from_bytes(unsent, sys.byteorder)
 
     def _strike(self) -> None:
         if self._kind == "malformed":

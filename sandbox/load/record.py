@@ -50,7 +50,7 @@ class Recorder:
         asked |= {"processes": self._plan.processes, "calibrated": bool(self._plan.golden)}
         own = self._plan.locustfile.stem if self._plan.locustfile else ""
         name = " + ".join(dict.fromkeys(share.tags["profile"] for share in self._plan.shares)) or own
-        at = self._seconds(t0)
+        at = self.seconds(t0)
         self._timeline.append(LoadStarted(t=at, url=self._plan.url, model=self._plan.model, profile=name, asked=asked))
         return at
 
@@ -71,11 +71,11 @@ class Recorder:
         unsure = None if exchange.opening is None else [-(-each // _STEP) / _STEPS for each in reply.uncertainty]
         return (write or self.write)(
             Request(
-                t=self._seconds(time.monotonic_ns() if reply.end is None else reply.end),
-                scheduled=self._seconds(scheduled),
-                sent=self._seconds(exchange.began) if exchange.sent else None,
-                first=self._seconds(times[0]) if times else None,
-                last=self._seconds(times[-1]) if times else None,
+                t=self.seconds(time.monotonic_ns() if reply.end is None else reply.end),
+                scheduled=self.seconds(scheduled),
+                sent=self.seconds(exchange.began) if exchange.sent else None,
+                first=self.seconds(times[0]) if times else None,
+                last=self.seconds(times[-1]) if times else None,
                 chunks=len(times),
                 tokens=reply.tokens,
                 prompt_tokens=reply.prompt_tokens,
@@ -99,7 +99,7 @@ class Recorder:
         return self.write(
             Request(
                 t=self._timeline.now(),
-                scheduled=self._seconds(scheduled),
+                scheduled=self.seconds(scheduled),
                 sent=None,
                 outcome="dropped",
                 detail=detail,
@@ -158,7 +158,8 @@ class Recorder:
         """Seconds since the run began."""
         return self._timeline.now()
 
-    def _seconds(self, clock: int) -> float:
+    def seconds(self, clock: int) -> float:
+        """A clock reading in the run's seconds."""
         return (clock - self._plan.epoch_ns) / 1e9
 
     def _numbered(self, number: str, share: int) -> dict[str, str]:
@@ -202,7 +203,7 @@ class Pulse:
     def beat(self, now: int) -> None:
         """Count every beat that was due by clock reading `now`; write a second when it is full."""
         if now - self.due >= _STALL_NS:
-            self._stalls.append((self._recorder.now() - (now - self.due) / 1e9, (now - self.due) / 1e9))
+            self._stalls.append((self._recorder.seconds(self.due), (now - self.due) / 1e9))
         while self.due <= now:
             self._lags.append((now - self.due) / 1e9)
             self.due += BEAT_NS

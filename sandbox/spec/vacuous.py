@@ -66,6 +66,8 @@ def _most(raw: dict[str, Any], each: Written) -> tuple[float, str]:
     metric, aggregation = each.selector.metric, each.expression.aggregation
     if METRICS[metric].kind == "rate" or aggregation == "rate":
         return 1.0, "a share lies between 0 and 1"
+    if metric == "client_cpu":
+        return 1.0, "a load process is one thread, which takes one core at most"
     if METRICS[metric].of == "workloads" and (METRICS[metric].kind == "count" or metric == "nodes_used"):
         there = pods(raw, each.selector.tags.get("workload"))
         return there, f"there are {there} pods"

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sandbox.spec.base import Mistakes, reach
-from sandbox.spec.document import Problems, thresholds
+from sandbox.spec.document import Problems
 from sandbox.spec.slo import Expression, Threshold, parse_expression
 
-# Held against every run that has a load. `validity` adds to it, `loosen` puts a weaker bound in place of one of these.
+# Held where the load client does not say how late each reading may be: that of a locustfile of one's own. `validity`
+# adds to it, `loosen` puts a weaker bound in place of one of these.
 DEFAULT_VALIDITY: dict[str, Threshold] = {
     "client_lag": Threshold(threshold="p(99)<=10ms"),
     "client_added": Threshold(threshold="p(99)<=5ms"),
@@ -55,20 +56,14 @@ def check_loosen(loosen: dict[str, Threshold]) -> dict[str, Threshold]:
 
 
 def needless(raw: Any) -> Problems:
-    """Entries of `validity` that the default makes needless; whoever wrote one meant to loosen it: (keys, message)."""
-    found: Problems = []
-    for each in thresholds(raw, "validity"):
-        metric = each.selector.metric
-        default = DEFAULT_VALIDITY.get(metric)
-        if default is None or each.selector.tags or each.more.get("abortOnFail"):
-            continue
-        if _weaker(each.expression, parse_expression(default.threshold, metric)) and metric not in (
-            reach(raw, "loosen") or {}
-        ):
-            words = f"adds nothing to the default, {default.threshold}, which holds too"
-            instead = f"to have it in the default's place write `loosen: {{{metric}: {each.said}}}`"
-            found.append((each.keys, f"{each.said} {words}; {instead}"))
-    return found
+    """Entries of `loosen` where no default holds, for the client says itself how late each reading may be."""
+    loosen = raw.get("loosen")
+    if not isinstance(loosen, dict) or reach(raw, "load", "locustfile"):
+        return []
+    words = (
+        "no default holds for a load of profiles: each figure is judged by how late its reading may be; leave it out"
+    )
+    return [(("loosen", name), words) for name in loosen]
 
 
 def _same(own: Expression, threshold: Threshold, default: Threshold, metric: str) -> bool:

@@ -12,8 +12,9 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -108,31 +109,29 @@ def environment(tree: Path) -> dict[str, str]:
 
 
 def run(chosen: list[Sabotage], workers: int) -> list[Outcome]:
-    """Try each in a copy of its own.
-
-    Raises:
-        RuntimeError: a test that has to go red is red already, or does not run what is in the copy.
-    """
+    """Try each in a copy of the tree. Tests that are red without any sabotage kill nothing: that is an error."""
     trees: SimpleQueue[Path] = SimpleQueue()
-    with TemporaryDirectory(prefix="mutate-") as folder:
+
+    def borrowing(act: Callable[[Path], Outcome]) -> Outcome:
+        tree = trees.get()
+        try:
+            outcome = act(tree)
+        finally:
+            trees.put(tree)
+        sys.stdout.write(f"{outcome.state:9} {outcome.seconds:5.1f} s  {outcome.sabotage.name}\n")
+        sys.stdout.flush()
+        return outcome
+
+    with TemporaryDirectory(prefix="mutate-") as folder, ThreadPoolExecutor(max_workers=workers) as pool:
         for number in range(workers):
             trees.put(copied(Path(folder) / str(number)))
-        clean = trees.get()
-        _refuse_red(clean, sorted({test for each in chosen for test in each.tests}))
-        trees.put(clean)
-
-        def one(sabotage: Sabotage) -> Outcome:
-            tree = trees.get()
-            try:
-                outcome = attempt(tree, sabotage)
-            finally:
-                trees.put(tree)
-            sys.stdout.write(f"{outcome.state:9} {outcome.seconds:5.1f} s  {sabotage.name}\n")
-            sys.stdout.flush()
-            return outcome
-
-        with ThreadPoolExecutor(max_workers=workers) as pool:
-            return list(pool.map(one, chosen))
+        nothing = {each.tests: replace(each, name=f"none: {each.tests[0]}", replace=each.find) for each in chosen}
+        clean = list(pool.map(lambda each: borrowing(lambda tree: attempt(tree, each)), nothing.values()))
+        red = {each.sabotage.tests: each.detail for each in clean if each.state == "killed"}
+        green = [each for each in chosen if each.tests not in red]
+        tried = list(pool.map(lambda each: borrowing(lambda tree: attempt(tree, each)), green))
+    blind = [Outcome(each, "error", f"red without it: {red[each.tests]}", 0.0) for each in chosen if each.tests in red]
+    return [*tried, *blind]
 
 
 def attempt(tree: Path, sabotage: Sabotage) -> Outcome:
@@ -158,13 +157,6 @@ def attempt(tree: Path, sabotage: Sabotage) -> Outcome:
     return Outcome(sabotage, "killed", red[0], took)
 
 
-def _refuse_red(tree: Path, tests: list[str]) -> None:
-    """A test that is red without any sabotage would kill all of them."""
-    code, output = _pytest(tree, *tests, seconds=len(tests) * _SECONDS)
-    if code:
-        raise RuntimeError(f"without any sabotage the tests end with {code}:\n{output[-3000:]}")
-
-
 def _pytest(tree: Path, *arguments: str, seconds: float = _SECONDS) -> tuple[int, str]:
     """Exit code and output of pytest on a tree. What hangs is ended with all that it started.
 
@@ -186,6 +178,7 @@ def _pytest(tree: Path, *arguments: str, seconds: float = _SECONDS) -> tuple[int
 def _in_child(tree: str, output: str, arguments: list[str]) -> None:
     """In a process of its own that has the libraries already, and nothing of the product."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a program that somebody has started
     sink = os.open(output, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)

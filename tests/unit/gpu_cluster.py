@@ -144,6 +144,9 @@ class GpuCluster:
                     pod.ended, pod.container = pod.container, ""
         return ids
 
+    def running(self, _own: Cluster, node: str) -> set[str]:
+        return {pod.container for pod in self.pods if pod.node == node and pod.container}
+
     def stop(self, _own: Cluster, node: str, ids: list[str], *, tag: str, seconds: float, running: float = 0.0) -> None:
         self.done.append(("stop", node, f"{seconds:g}", f"{running:g}"))
         for pod in self.pods:
@@ -284,6 +287,7 @@ def gpu_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, groups: dict[str,
         server.rules.append(made.answer)
         doings: dict[tuple[Any, str], Callable[..., Any]] = {
             (nodes, "kill_containers"): made.kill,
+            (nodes, "running_containers"): made.running,
             (signals, "hold"): made.stop,
             (signals, "release"): made.release,
             (signals, "states"): made.letters,

@@ -14,6 +14,7 @@ from typing import Any
 
 import timelines
 from test_judge import GOOD, LOAD_AT, fault, history, request, scenario
+from test_workloads import closed
 
 from sandbox.judge import judge, weigh
 from sandbox.timeline import (
@@ -274,7 +275,8 @@ def of_workloads() -> Runs:
     def run(pods: list[PodEvent], *, created: int = 6, why: str = "settled", whole: bool = True) -> list[Event]:
         end: list[Event] = [
             WorkloadFinished(t=40, workload="trainers", created=created, refused=6 - created, why=why),  # type: ignore[arg-type]
-            GpuNodes(t=41, groups=groups),
+            closed(pods).model_copy(update={"t": 43}),
+            GpuNodes(t=44, groups=groups),
         ]
         return [
             RunStarted(t=0, run_id="r1", wall="2026-01-01T00:00:00Z", scenario=spec, source="pods.yaml"),

@@ -316,14 +316,21 @@ def test_a_server_that_never_comes_back_is_the_systems_failure(run: Run, there: 
     assert nothing_left(there)
 
 
+class EndedWhileHeld(threading.Event):
+    """A run that is ended as soon as a fault is to last."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout is not None and timeout > 60:
+            self.set()
+        return super().wait(timeout)
+
+
 @pytest.mark.parametrize(("name", "more"), [("gpu.lost", {}), ("gpu.xid", {"code": 119}), ("gpu.throttle", {})])
 def test_a_run_that_is_ended_in_the_middle_heals_first(
     run: Run, there: GpuCluster, name: str, more: dict[str, Any]
 ) -> None:
     there.pod("sim-a").latencies = None
-    stop = threading.Event()
-    threading.Timer(1.0, stop.set).start()
-    events = run(name, hold="1h", stop=stop, **more, **TARGET)
+    events = run(name, hold="1h", stop=EndedWhileHeld(), **more, **TARGET)
     assert states(events)[:3] == WHOLE[:3]
     assert nothing_left(there)
 
@@ -358,12 +365,17 @@ def test_an_end_that_fails_is_said_and_the_fault_ends_by_itself(
     assert "ends by itself" in capsys.readouterr().err
 
 
-def test_two_faults_on_one_node_do_not_lose_each_other(run: Run, there: GpuCluster) -> None:
+def test_two_faults_on_one_node_do_not_lose_each_other(
+    run: Run, there: GpuCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_case, "_PROOF_SECONDS", 20.0)
     there.conflicts = 3
     there.delay = 0.2
     found: dict[int, list[FaultEvent]] = {}
     work = [
-        threading.Thread(target=lambda gpu=gpu: found.update({gpu: run("gpu.lost", node="n1", gpu=gpu, hold="1s")}))
+        threading.Thread(
+            target=lambda gpu=gpu: found.update({gpu: run("gpu.lost", node="n1", gpu=gpu, hold="1s", within="20s")})
+        )
         for gpu in range(4)
     ]
     for each in work:
@@ -497,13 +509,17 @@ def test_a_server_that_ended_by_itself_has_not_crashed_by_this_fault(run: Run, t
     assert "inference/sim-a (exit code 1)" in events[-1].detail
 
 
-def test_a_server_whose_pod_is_gone_has_not_been_seen_to_crash(
-    run: Run, there: GpuCluster, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("runs_on", "proven"), [(True, False), (False, True)])
+def test_of_a_server_whose_pod_is_gone_the_node_is_asked_whether_it_ended(
+    run: Run, there: GpuCluster, monkeypatch: pytest.MonkeyPatch, runs_on: bool, proven: bool
 ) -> None:
+    container = there.pod("sim-a").container
     monkeypatch.setattr(nodes, "kill_containers", lambda _own, _node, ids: there.pods.pop(0) and ids)
+    monkeypatch.setattr(nodes, "running_containers", lambda *_: {container} if runs_on else set())
     events = run("gpu.lost", **TARGET)
-    assert states(events) == ["started", "injected", "failed"]
-    assert "inference/sim-a is gone" in events[-1].detail
+    assert ("proven" in states(events)) == proven
+    words = of(events, "proven" if proven else "failed").detail
+    assert ("its node runs it no more" if proven else "its pod is gone, and it runs on") in words
 
 
 # parameters

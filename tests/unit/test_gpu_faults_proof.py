@@ -22,7 +22,7 @@ def test_a_server_that_goes_on_running_did_not_crash(
     monkeypatch.setattr(nodes, "kill_containers", deaf)
     events = run("gpu.lost", **TARGET)
     assert states(events) == ["started", "injected", "failed"]
-    assert "still running: inference/sim-a" in events[-1].detail
+    assert "inference/sim-a (running)" in events[-1].detail
     assert not there.faults
 
 
@@ -45,4 +45,4 @@ def test_one_server_of_two_that_goes_on_running_is_enough_not_to_be_proven(
     monkeypatch.setattr(nodes, "kill_containers", half)
     events = run("gpu.lost", count=2, **TARGET)
     assert states(events) == ["started", "injected", "failed"]
-    assert "still running: inference/sim-b" in of(events, "failed").detail
+    assert "inference/sim-b (running)" in of(events, "failed").detail

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from test_judge import GOOD, LOAD_AT, SCENARIO, check, fault, history, request, scenario
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.metrics import Rules, observe, record
 from sandbox.spec.results import Check
 from sandbox.spec.slo import parse_expression, parse_selector

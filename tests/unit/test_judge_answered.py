@@ -217,3 +217,16 @@ def test_the_check_shows_those_that_were_not_good() -> None:
     assert found.samples == 246
     assert found.evidence[0] == "of 246 requests: 201 http_error"
     assert all("http_error" in line for line in found.evidence[1:])
+
+
+def test_a_bad_request_near_the_edge_of_a_phase_is_asked_for_in_both() -> None:
+    """It may have ended before the fault struck, so much later the client may have read its end."""
+    slo = {"ttft{phase:baseline}": ["p(50)<=1s"], "good_request_fraction{phase:fault}": ["rate>=0.5"]}
+    read_at_once = {"connect_uncertainty": 0.0, "uncertainty": [0.0] * 5, "end_uncertainty": 0.0, "gaps": [0.1] * 4}
+    rest = [request(LOAD_AT + n / 10, **read_at_once) for n in range(300)]
+    for late, status in ((0.0, "pass"), (0.05, "pass"), (0.15, "invalid")):
+        told = {"connect_uncertainty": 0.0, "uncertainty": [], "end_uncertainty": late}
+        victims = [request(19.6, "truncated", took=0.5, **told) for _ in range(2)]
+        found = guard(judged(slo, [*rest, *victims], faults=True), "{phase:baseline}")
+        assert found.status == status, found
+    assert found.observed == "2 of 97 not good: 2 truncated"

@@ -9,7 +9,7 @@ import pytest
 from sandbox.load import record
 from sandbox.load.client import Exchange
 from sandbox.load.plan import LoadPlan, PlannedShare
-from sandbox.load.record import BEAT_NS, Pulse, Recorder
+from sandbox.load.record import BEAT_NS, Known, Pulse, Recorder
 from sandbox.load.reply import Reply
 from sandbox.spec.base import Metadata
 from sandbox.spec.lengths import Fixed
@@ -76,7 +76,7 @@ def test_of_a_second_the_worst_beats_are_told_and_all_are_counted(
 ) -> None:
     clocks = Clocks()
     monkeypatch.setattr(record, "time", clocks)
-    pulse = Pulse(recorder, lambda: 0, lambda: [0.001 * number for number in range(30)])
+    pulse = Pulse(recorder, lambda: 0, lambda: Known([0.001 * number for number in range(30)], 25, [0.002, 0.007]))
     for number in range(1, 101):
         clocks.wall = number * BEAT_NS
         pulse.beat(clocks.wall + (5_000_000 if number == 50 else 1_000_000))
@@ -86,6 +86,22 @@ def test_of_a_second_the_worst_beats_are_told_and_all_are_counted(
     assert (beat.calibrated, len(beat.added)) == (30, 20)
     assert beat.added[0] == pytest.approx(0.029)
     assert beat.added[-1] == pytest.approx(0.010)
+    assert (beat.checked, beat.uncovered, beat.uncovered_by, beat.stalls) == (25, 2, 0.007, [])
+
+
+def test_a_stall_is_told_with_its_moment_once(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr(record, "time", clocks)
+    pulse = Pulse(recorder, lambda: 0)
+    for late in (15, 50, 70, 99, 101):  # beats were due at 10, 20 … ms; nobody came until these
+        pulse.beat(late * BEAT_NS // 10)
+    assert [beat.stalls for beat in beats(recorder, tmp_path)] == []
+    clocks.wall = SECOND
+    pulse.beat(SECOND)
+    (beat,) = beats(recorder, tmp_path)
+    assert beat.stalls == [pytest.approx((0.02, 0.03)), pytest.approx((0.11, 0.89))]
 
 
 @pytest.mark.parametrize("told", [(0.5, 0.5, 0.0), (2.0, 0.5, 0.75), (1.2, 0.2, 0.5), (0.0, 0.0, 0.0)])
@@ -122,6 +138,23 @@ def test_each_time_of_a_request_is_that_of_what_it_is_called_after(recorder: Rec
     assert (request.scheduled, request.sent, request.first, request.last, request.t) == (1, 2, 4, 7, 8)
     assert (request.gaps, request.chunks, request.outcome) == ([1, 2], 3, "ok")
     assert recorder.attempted == 1
+
+
+def test_every_bound_is_written_and_never_less_than_it_was(recorder: Recorder, tmp_path: Path) -> None:
+    reply = Reply(stream=True)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    event = b'data: {"choices": [{"delta": {"content": "ab"}, "finish_reason": "stop"}]}\n\n'
+    reply.feed(head + event, 4 * SECOND, 1)
+    reply.feed(event, 5 * SECOND, 7_120_000)
+    reply.feed(event + b"data: [DONE]\n\n", 6 * SECOND, 7_120_001)
+    reply.closed(9 * SECOND, "closed", 3 * SECOND)
+    recorder.request(SECOND, Exchange(2 * SECOND, True, reply, 345_678), "1", 0)
+    recorder.request(SECOND, Exchange(2 * SECOND, True, answered()), "2", 0)
+    known, unknown = [event for event in read(tmp_path / "timeline.jsonl") if isinstance(event, Request)]
+    assert known.uncertainty == [0.00001, 0.00712, 0.00713]
+    assert (known.end_uncertainty, known.connect_uncertainty, known.content_bytes) == (0.00713, 0.00035, 6)
+    assert (unknown.uncertainty, unknown.end_uncertainty, unknown.connect_uncertainty) == (None, None, None)
+    assert unknown.content_bytes == 3
 
 
 def test_what_was_never_sent_has_no_time_of_sending(recorder: Recorder, tmp_path: Path) -> None:

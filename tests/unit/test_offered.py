@@ -8,7 +8,7 @@ import pytest
 from test_intervals import answers, known
 from test_judge import LOAD_AT, SCENARIO, check, history, request, scenario
 
-from sandbox.judge import judge
+from sandbox.judge import weigh as judge
 from sandbox.spec.results import Results
 from sandbox.timeline import ClientBeat, Request
 

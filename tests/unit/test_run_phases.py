@@ -37,6 +37,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool | None]:
     says: dict[str, bool | None] = {"k8s.ready": True, "openai.chat": True}
     monkeypatch.setattr(probes, "look", lambda name, *_: probes.Seen(says[name], f"{name}: {says[name]}"))
     monkeypatch.setattr(run, "_STEADY_SECONDS", 0.2)
+    monkeypatch.setattr(run.steady, "hold", lambda _: None)
     return says
 
 
@@ -73,7 +74,7 @@ def executed(plan: Plan, done: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(run, "_references", lambda plan: dict.fromkeys(plan.images, "ref"))
     monkeypatch.setattr(guardrails, "apply", note("guardrail", SimpleNamespace(tenant=TENANT)))
     monkeypatch.setattr(stacks, "deploy", note("stack", deployed))
-    monkeypatch.setattr(run, "write_all", note("reported"))
+    monkeypatch.setattr(run, "write_all", note("reported", SimpleNamespace(missed=lambda _: None)))
 
     def exercise(run: Run) -> None:
         done.append("exercise")

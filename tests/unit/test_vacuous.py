@@ -66,6 +66,7 @@ def said(**keys: Any) -> str:
         ("scheduling_rate", "value>=0", "value>=5"),
         ("gpus_allocated", "value>=0", "value>=6"),
         ("client_cpu", "value>=0", "value<=0.5"),
+        ("client_cpu", "value<=1", "value<=0.99"),
         ("sched_lag", "p(99)>=0ms", "p(99)<=1ms"),
         ("ttft", "count>=0", "count>=9"),
         ("ttft", "avg>=0s", "avg<=1s"),

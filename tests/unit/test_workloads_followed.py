@@ -15,7 +15,7 @@ from test_workloads import Cluster, told, workload
 from sandbox.errors import ClusterError
 from sandbox.kube import ApiError, Object
 from sandbox.timeline import Event, PodEvent, Timeline, WorkloadFinished, WorkloadStarted, read
-from sandbox.workloads import Board, Ground, drive, look_at_nodes
+from sandbox.workloads import Board, Ground, drive
 
 RUNNING = {"phase": "Running", "node": "n1"}
 Driven = Callable[..., list[Event]]
@@ -27,7 +27,6 @@ def driven(tmp_path: Path) -> Driven:
         cluster: Cluster,
         *,
         calm: Callable[[], bool] = lambda: True,
-        after: Callable[..., None] | None = None,
         **more: Any,
     ) -> list[Event]:
         wanted = workload(**more)
@@ -36,8 +35,6 @@ def driven(tmp_path: Path) -> Driven:
             ground = Ground(cluster, {"toolbox": "ref"}, timeline, halt, calm, pool)
             with Board(cluster, timeline, halt) as board:
                 pool.submit(drive, ground, board, wanted, 0.0).result(timeout=20)
-                if after is not None:
-                    after(ground, board, [wanted])
         return list(read(tmp_path / "timeline.jsonl"))
 
     return through
@@ -110,18 +107,3 @@ def test_a_pods_end_is_told_as_the_server_tells_it(driven: Driven, phase: str, s
     assert [event.state for event in ends] == [state, state]
     assert {event.message for event in ends} == ({"exit code 9 Error"} if phase == "Failed" else {""})
     assert ended(events).why == "ended"
-
-
-def test_a_pod_that_has_ended_holds_no_gpu_any_more(driven: Driven) -> None:
-    class Nodes(Cluster):
-        def list(self, *_: Any, **__: Any) -> list[Object]:
-            offers = {"allocatable": {"nvidia.com/gpu": "4"}}
-            return [{"metadata": {"name": name}, "status": offers} for name in ("n1", "n2")]
-
-    def become(thing: Object) -> list[dict[str, Any]]:
-        last = thing["metadata"]["name"] == "trainers-2"
-        return [{"phase": "Succeeded", "node": "n1"}] if last else [dict(RUNNING)]
-
-    events = driven(Nodes(become), after=look_at_nodes)
-    (nodes,) = [event.groups for event in events if event.type == "gpu.nodes"]
-    assert nodes == [(4, 0, 1), (4, 1, 1)]

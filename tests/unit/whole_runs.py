@@ -47,7 +47,7 @@ def whole(events: list[Event]) -> list[Event]:
     begun = next(event for event in events if isinstance(event, RunStarted))
     held = _inputs(begun) if begun.inputs is None else begun.inputs
     begun = begun.model_copy(update={"grammar": grammar.KNOWN, "inputs": held})
-    rest = [event for event in events if not isinstance(event, RunStarted | RunFinished)]
+    rest: list[Event] = [event for event in events if not isinstance(event, RunStarted | RunFinished)]
     if {event.name for event in rest if isinstance(event, PhaseChanged)} < set(PHASES[:6]):
         ended = any(isinstance(event, PhaseChanged) and event.name == "recover" for event in rest)
         rest = [event for event in rest if not isinstance(event, PhaseChanged)]
