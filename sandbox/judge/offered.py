@@ -6,12 +6,11 @@ Only of a client that says how late each of its readings may be; an older or a f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sandbox.metrics import SLACK, Mask, Record
+from sandbox.metrics import SLACK, Floats, Record
 from sandbox.spec.results import Check
 from sandbox.spec.scenario import Scenario
 from sandbox.timeline import Event, LoadStarted
@@ -24,32 +23,29 @@ _MOST = 8
 _REMEDY = "lower the rate, share the load among more `workers.processes`, or give the client more of the machine"
 
 
-@dataclass(frozen=True)
-class _Stretch:
-    """A part of the load, in seconds since the run began."""
-
-    name: str
-    chosen: Mask
-
-
 def offered_checks(scenario: Scenario, timeline: Sequence[Event], rec: Record) -> list[Check]:
     """Whether the load was offered, and whether the client's bounds were borne out."""
-    if scenario.load is None or not rec.table.timed:
+    if scenario.load is None or not rec.table.known.any():
         return []
     closed = scenario.load.arrivals.process == "closed"
     return [_users(rec) if closed else _arrivals(rec), _bounds(timeline, rec)]
 
 
-def _stretches(rec: Record, moments: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[_Stretch]:
-    """Each phase, and each five seconds of the load; `moments`: when a request counts."""
-    phases = [window.name for window in rec.windows if window.kind == "phase"]
-    found = [_Stretch(f"the phase {name}", rec.table.in_phase(name, rec.windows)) for name in phases]
+def _stretches(rec: Record, moments: Floats, amounts: Sequence[Floats]) -> Iterator[tuple[str, list[float]]]:
+    """Yield each phase and each five seconds of the load, with the sums of some amounts of its requests.
+
+    `moments`: when a request counts.
+    """
+    for window in rec.windows:
+        if window.kind == "phase":
+            chosen = rec.table.in_phase(window.name, rec.windows)
+            yield f"the phase {window.name}", [float(each[chosen].sum()) for each in amounts]
     begin = rec.load_started or 0.0
-    numbers = np.floor((moments - begin) / _EACH)
-    for number in np.unique(numbers[~np.isnan(numbers)]):
-        start = begin + number * _EACH
-        found.append(_Stretch(f"{start:.1f} s to {start + _EACH:.1f} s", numbers == number))
-    return found
+    numbers, places = np.unique(np.floor((moments - begin) / _EACH), return_inverse=True)
+    sums = [np.bincount(places, weights=each, minlength=len(numbers)) for each in amounts]
+    for place, number in enumerate(numbers):
+        start = begin + float(number) * _EACH
+        yield f"{start:.1f} s to {start + _EACH:.1f} s", [float(each[place]) for each in sums]
 
 
 def _arrivals(rec: Record) -> Check:
@@ -59,10 +55,9 @@ def _arrivals(rec: Record) -> Check:
     due = ~table.ended("dropped")
     late = due & (np.nan_to_num(table.time("sent") - scheduled) > SLACK)
     broken = []
-    for stretch in _stretches(rec, scheduled):
-        many, missing = int((stretch.chosen & due).sum()), int((stretch.chosen & late).sum())
+    for name, (many, missing) in _stretches(rec, scheduled, [due.astype(float), late.astype(float)]):
         if missing > 1 and missing * _MISSING > many:
-            broken.append(f"{stretch.name}: {missing} of {many} due requests did not begin within {SLACK:g} s")
+            broken.append(f"{name}: {missing:.0f} of {many:.0f} due requests did not begin within {SLACK:g} s")
     return _check(
         "the load was offered as it was asked for",
         f"{int(due.sum()) - int(late.sum())} of {int(due.sum())} due requests began in time",
@@ -80,10 +75,9 @@ def _users(rec: Record) -> Check:
     waited = np.maximum(0.0, table.time("t") - table.time("scheduled"))
     own = np.minimum(waited, lag + np.where(table.known, late[0] + late[1], 0.0))
     broken = []
-    for stretch in _stretches(rec, table.time("t")):
-        ours, theirs = float(own[stretch.chosen].sum()), float(waited[stretch.chosen].sum())
+    for name, (ours, theirs) in _stretches(rec, table.time("t"), [own, waited]):
         if ours > _OWN * theirs:
-            broken.append(f"{stretch.name}: {ours:.2f} s of the {theirs:.2f} s that users waited were the client's own")
+            broken.append(f"{name}: {ours:.2f} s of the {theirs:.2f} s that users waited were the client's own")
     total = float(waited.sum())
     return _check(
         "the users were not kept waiting by the client",

@@ -31,7 +31,7 @@ from sandbox.kube.wait import hold
 from sandbox.load.calibrate import calibrate
 from sandbox.spec.catalogue import find
 from sandbox.spec.cluster import ClusterSpec
-from tests.bench import busy, gpus, load
+from tests.bench import busy, gpus, judging, load
 from tests.bench.gpus import Row
 from tests.bench.page import write
 
@@ -196,6 +196,7 @@ def of_clusters(runs: int) -> list[Row]:
         ("the main job, images there, s", f"{main_job:.1f}", "", "", "at most 150 s"),
         client_added(20),
         client_added(50),
+        judging.row(runs),
     ]  # fmt: skip
 
 

@@ -104,9 +104,7 @@ def test_a_stall_is_told_with_its_moment_once(
     assert beat.stalls == [pytest.approx((0.02, 0.03)), pytest.approx((0.11, 0.89))]
 
 
-@pytest.mark.parametrize(
-    ("used", "own", "share"), [(0.5, 0.5, 0.0), (2.0, 0.5, 0.75), (1.2, 0.2, 0.5), (0.0, 0.0, 0.0)]
-)
+@pytest.mark.parametrize("told", [(0.5, 0.5, 0.0), (2.0, 0.5, 0.75), (1.2, 0.2, 0.5), (0.0, 0.0, 0.0)])
 def test_what_others_used_of_the_machine_is_all_that_was_used_but_our_own(
     told: tuple[float, float, float], recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

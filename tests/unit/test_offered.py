@@ -48,6 +48,14 @@ def test_what_such_a_client_saw_broken_is_not_proven_either() -> None:
     )
 
 
+def test_one_request_that_does_not_say_how_late_it_was_read_is_no_way_around() -> None:
+    mixed = stopped(3.0)
+    mixed[0] = mixed[0].model_copy(update={"end_uncertainty": None})
+    results = judged(mixed)
+    assert check(results, "validity/offered").status == "invalid"
+    assert check(results, "validity/sched_lag").status == "invalid", "and the others are asked as well"
+
+
 @pytest.mark.parametrize(("late", "status"), [(0, "pass"), (1, "pass"), (2, "pass"), (3, "invalid")])
 def test_of_fifty_due_in_five_seconds_two_may_begin_late(late: int, status: str) -> None:
     requests = [
