@@ -166,3 +166,25 @@ def test_what_was_never_sent_has_no_time_of_sending(recorder: Recorder, tmp_path
     assert (refused.outcome, refused.scheduled, refused.sent, refused.t) == ("connect_error", 1, None, 3)
     assert (dropped.outcome, dropped.scheduled, dropped.sent, dropped.first) == ("dropped", 4, None, None)
     assert recorder.attempted == 2
+
+
+@pytest.mark.parametrize("opening", [None, 4_000_000])
+def test_by_how_much_each_time_may_be_too_late_is_written_beside_it(
+    recorder: Recorder, tmp_path: Path, opening: int | None
+) -> None:
+    reply = Reply(stream=True)
+    reply.feed(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n", 3 * SECOND, 0)
+    for second, text in ((4, b"a"), (5, b"b")):
+        reply.feed(b'data: {"choices": [{"delta": {"content": "%s"}}]}\n\n' % text, second * SECOND, second * 1_000_000)
+    reply.feed(
+        b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n', 8 * SECOND, 7_000_000
+    )
+    reply.closed(9 * SECOND, "closed", 0)
+    recorder.request(1 * SECOND, Exchange(2 * SECOND, True, reply, opening), "1", 0)
+    (request,) = [event for event in read(tmp_path / "timeline.jsonl") if isinstance(event, Request)]
+    if opening is None:  # of a client that cannot tell
+        assert (request.connect_uncertainty, request.uncertainty) == (None, None)
+    else:
+        assert request.connect_uncertainty == pytest.approx(0.004)
+        assert request.uncertainty == pytest.approx([0.004, 0.005])
+    assert request.end_uncertainty == pytest.approx(0.007)

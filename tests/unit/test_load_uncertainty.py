@@ -355,6 +355,14 @@ def test_a_time_out_says_how_late_it_was_noticed(tmp_path: Path) -> None:
     assert abs(answer.end - answer.end_uncertainty - answer.began - 500 * MS) < MS
 
 
+def test_a_stream_that_falls_silent_is_given_up_long_before_its_whole_time(tmp_path: Path) -> None:
+    with golden(settings(tmp_path, kinds=["hang"], after=2)) as server:
+        (answer,) = asked(server.url, limits=(20.0, 0.4))
+    assert answer.outcome == "timeout"
+    assert len(answer.arrivals) == 2
+    assert 400 * MS <= answer.end - answer.arrivals[-1] < 5000 * MS
+
+
 def test_a_blocking_client_says_that_it_does_not_know(tmp_path: Path) -> None:
     body = json.dumps({"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "hi"}]}).encode()
     with golden(settings(tmp_path, tokens=3)) as server:

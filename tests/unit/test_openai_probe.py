@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sandbox import probes
-from sandbox.probes import PROBES
+from sandbox.probes import PROBES, openai
 from tests.unit.api_server import Answer, ApiServer, serving
 
 PATH = "/v1/chat/completions"
@@ -70,3 +71,12 @@ def test_a_server_that_is_not_there_does_not_hold() -> None:
 def test_what_the_probe_does_not_take_is_refused() -> None:
     (problem,) = PROBES.problems("openai.chat", {"stack": "vllm-sim"})
     assert problem == (("openai.chat", "stack"), "unknown parameter; known: prompt, max_tokens, within")
+
+
+def test_an_answer_that_comes_too_late_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of the transport is for each read: an answer that trickles in may take longer in all."""
+    clock = iter([100.0, 120.1])
+    monkeypatch.setattr(openai, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    seen, _ = asked(tmp_path, said({"content": "Hello."}))
+    assert seen.ok is False
+    assert "after 20.10 s" in seen.detail

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,14 @@ def test_too_few_ready_pods_are_no_target(run: Run, there: PodCluster) -> None:
     assert states(run("pod.kill", target={"app": "other"})) == ["started", "no_target"]
     assert not there.signals
     assert not [asked for asked in there.server.asked if asked.method == "DELETE"]
+
+
+def test_a_pod_that_does_not_serve_is_nobody_to_kill(run: Run, there: PodCluster) -> None:
+    there.pods[0].ready_at = time.monotonic() + 60
+    events = run("pod.kill", count=3)
+    assert states(events) == ["started", "no_target"]
+    assert "2 ready pods" in events[-1].detail
+    assert not there.signals
 
 
 # rollout.restart
