@@ -12,9 +12,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -111,27 +110,40 @@ def environment(tree: Path) -> dict[str, str]:
 def run(chosen: list[Sabotage], workers: int) -> list[Outcome]:
     """Try each in a copy of the tree. Tests that are red without any sabotage kill nothing: that is an error."""
     trees: SimpleQueue[Path] = SimpleQueue()
+    words = {"killed": "red already", "survived": "green", "error": "error"}
 
-    def borrowing(act: Callable[[Path], Outcome]) -> Outcome:
-        tree = trees.get()
-        try:
-            outcome = act(tree)
-        finally:
-            trees.put(tree)
-        sys.stdout.write(f"{outcome.state:9} {outcome.seconds:5.1f} s  {outcome.sabotage.name}\n")
-        sys.stdout.flush()
+    def look(tests: tuple[str, ...]) -> Outcome:
+        none = Sabotage("no sabotage", "pyproject.toml", "[project]\n", "[project]\n", tests)
+        outcome = _in_one_of(trees, none)
+        _say(words[outcome.state], outcome.seconds, " ".join(tests))
+        return outcome
+
+    def one(sabotage: Sabotage) -> Outcome:
+        if clean[sabotage.tests].state != "survived":
+            return Outcome(sabotage, "error", f"red without it: {clean[sabotage.tests].detail}", 0.0)
+        outcome = _in_one_of(trees, sabotage)
+        _say(outcome.state, outcome.seconds, sabotage.name)
         return outcome
 
     with TemporaryDirectory(prefix="mutate-") as folder, ThreadPoolExecutor(max_workers=workers) as pool:
         for number in range(workers):
             trees.put(copied(Path(folder) / str(number)))
-        nothing = {each.tests: replace(each, name=f"none: {each.tests[0]}", replace=each.find) for each in chosen}
-        clean = list(pool.map(lambda each: borrowing(lambda tree: attempt(tree, each)), nothing.values()))
-        red = {each.sabotage.tests: each.detail for each in clean if each.state == "killed"}
-        green = [each for each in chosen if each.tests not in red]
-        tried = list(pool.map(lambda each: borrowing(lambda tree: attempt(tree, each)), green))
-    blind = [Outcome(each, "error", f"red without it: {red[each.tests]}", 0.0) for each in chosen if each.tests in red]
-    return [*tried, *blind]
+        asked = list(dict.fromkeys(each.tests for each in chosen))
+        clean = dict(zip(asked, pool.map(look, asked), strict=True))
+        return list(pool.map(one, chosen))
+
+
+def _in_one_of(trees: SimpleQueue[Path], sabotage: Sabotage) -> Outcome:
+    tree = trees.get()
+    try:
+        return attempt(tree, sabotage)
+    finally:
+        trees.put(tree)
+
+
+def _say(word: str, seconds: float, what: str) -> None:
+    sys.stdout.write(f"{word:11} {seconds:5.1f} s  {what}\n")
+    sys.stdout.flush()
 
 
 def attempt(tree: Path, sabotage: Sabotage) -> Outcome:

@@ -33,7 +33,7 @@ def test_of_the_numbers_from_1_to_100_every_figure_is_known(expression: str, wan
 
 @pytest.mark.parametrize(("bad", "wanted"), [([21.0], 1.5), ([21.0, 25.0], 5.5), ([21.0, 23.0, 29.0], 9.5)])
 def test_recovery_ends_with_the_first_good_answer_after_the_last_bad_one(bad: list[float], wanted: float) -> None:
-    """The fault strikes at 20 s; a request is due every half second, and takes as long. Good ones in between are no end."""
+    """The fault strikes at 20 s; a request of half a second is due each half second. Good ones between do not count."""
     due = [LOAD_AT + n / 2 for n in range(60)]
     requests = [request(at, "timeout" if at in bad else "ok", took=0.5) for at in due]
     results = judge(history(spec=scenario(slo={"time_to_recover": ["value<=1m"]}), requests=requests))
