@@ -71,7 +71,7 @@ class Client:
             t=now, scheduled=asked.due, sent=sent, first=times[0] if times else None, last=times[-1] if times else None,
             chunks=many, tokens=many * asked.size, gaps=[b - a for a, b in itertools.pairwise(times)],
             connect_uncertainty=opening, uncertainty=late, end_uncertainty=unsure, content_bytes=many * asked.size * 3,
-            first_bytes=asked.size * 3, outcome=outcome, tags={}, prompt_tokens=None,
+            first_bytes=asked.size * 3, outcome=outcome, detail="", tags={}, prompt_tokens=None,
         )  # fmt: skip
 
 
