@@ -136,12 +136,17 @@ def _decided(
     figure = (
         f"{expression.aggregation} is {between(seen, selector.metric, expression)}, asked for {threshold.threshold}"
     )
+    of_requests = METRICS[selector.metric].of == "requests"
+    others = (
+        f"; all but the load client used {rec.machine:.0%} of the machine"
+        if of_requests and rec.machine is not None
+        else ""
+    )
     if seen.low == seen.high:
-        return "fail", figure
+        return "fail", f"{figure}{others}"
     end = "most" if expression.operator in {">=", ">"} else "least"
     bound = shown(seen.high if end == "most" else seen.low, selector.metric, expression)
-    others = f"; other programs used {rec.machine:.0%} of the machine" if rec.machine is not None else ""
-    late = f" even if the client read late{others}" if METRICS[selector.metric].of == "requests" else f"; {seen.why}"
+    late = f" even if the client read late{others}" if of_requests else f"; {seen.why}"
     return "fail", f"{figure}: at the {end} it is {bound}{late}"
 
 

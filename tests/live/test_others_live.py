@@ -78,7 +78,7 @@ def balancer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         try:
             subprocess.run(["docker", "cp", str(program), f"{base.id}:/usr/local/bin/envoy"], check=True)
             repository, _, tag = BALANCER.rpartition(":")
-            base.commit(repository, tag, changes=["ENTRYPOINT []", "STOPSIGNAL SIGTERM"])
+            base.commit(repository, tag, changes=["ENTRYPOINT []"])
         finally:
             base.remove(v=True)
         yield
