@@ -78,7 +78,8 @@ def balancer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         try:
             subprocess.run(["docker", "cp", str(program), f"{base.id}:/usr/local/bin/envoy"], check=True)
             repository, _, tag = BALANCER.rpartition(":")
-            base.commit(repository, tag, changes=["ENTRYPOINT []"])
+            # an entrypoint that is empty would become the base's
+            base.commit(repository, tag, changes=['ENTRYPOINT ["/usr/bin/env"]'])
         finally:
             base.remove(v=True)
         yield
