@@ -93,6 +93,14 @@ def test_of_the_time_that_users_wait_at_most_two_in_a_hundred_are_the_clients(la
     assert check(results, "validity/offered").status == status
 
 
+@pytest.mark.parametrize(("late", "status"), [(0.24, "pass"), (0.3, "invalid")])
+def test_where_users_waited_for_little_a_quarter_of_a_second_may_be_the_clients(late: float, status: str) -> None:
+    users = [known(request(LOAD_AT + n * 2.0)) for n in range(15)]
+    users[4] = users[4].model_copy(update={"sent": users[4].scheduled + late})
+    results = judged(users, arrivals={"process": "closed", "users": 1})
+    assert check(results, "validity/offered").status == status
+
+
 def beats(**more: Any) -> list[ClientBeat]:
     return [ClientBeat(t=LOAD_AT + n, lag=[0.001], beats=100, cpu=0.2, in_flight=3, **more) for n in range(1, 31)]
 
