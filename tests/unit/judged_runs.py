@@ -16,18 +16,24 @@ import timelines
 from test_judge import GOOD, LOAD_AT, fault, history, request, scenario
 from test_workloads import closed
 
+from sandbox import metrics
 from sandbox.judge import judge, weigh
+from sandbox.spec.scenario import Scenario
+from sandbox.spec.slo import METRICS, WHOLE_RUN, parse_expression, parse_selector
 from sandbox.timeline import (
     AttackEvent,
     BaselineSamples,
     ClientBeat,
     Event,
     Fact,
+    FaultEvent,
     GpuNodes,
     LoadAborted,
+    LoadFinished,
     Note,
     PhaseChanged,
     PodEvent,
+    Request,
     RunStarted,
     WorkloadFinished,
     WorkloadStarted,
@@ -36,6 +42,12 @@ from tests.unit.whole_runs import whole
 
 FOLDER = Path(__file__).parents[1] / "data" / "judged"
 Runs = dict[str, Callable[[], list[Event]]]
+_EXPRESSIONS = {
+    "trend": ("p(50)<=1s", "p(99)<=1s", "avg<=1s", "min<=1s", "max<=1s", "med<=1s", "count>=1"),
+    "rate": ("rate>=0.5",),
+    "count": ("count>=1", "rate>=0.5"),
+    "value": ("value>=1",),
+}
 _DIGITS = 9  # of a figure: the last ones differ from one numpy to the next
 
 
@@ -149,6 +161,114 @@ def of_loads() -> Runs:
         "tags": lambda: history(spec=tagged, requests=tags),
         "answers-that-say-nothing": lambda: history(requests=[*silent, *GOOD[9:]]),
         "no-load-at-all": lambda: history(spec=scenario(load=None, slo={}, faults=[]), requests=[], faults=[]),
+    }
+
+
+def _unsure(each: Request, number: int) -> Request:
+    """As of a client that was late by something else each time, at times by half a second."""
+    late = (0.0, 0.004, 0.03, 0.45)
+    bounds = [late[(number + chunk) % 4] for chunk in range(each.chunks)]
+    return each.model_copy(
+        update={
+            "sent": None if each.sent is None else each.sent + (0.0, 0.002, 0.0, 0.3)[number % 4],
+            "first": None if each.first is None else each.first + 0.31,
+            "last": None if each.last is None else each.last + 0.31,
+            "t": each.t + 0.31,
+            "gaps": [(each.last - each.first) / (each.chunks - 1)] * (each.chunks - 1)
+            if each.first is not None and each.last is not None and each.chunks > 1
+            else [],
+            "connect_uncertainty": late[number % 3],
+            "uncertainty": bounds,
+            "end_uncertainty": late[(number + 2) % 4],
+            "content_bytes": (3 + number % 4) * each.chunks,
+            "first_bytes": 3 + number % 4,
+            "tokens": each.tokens and each.tokens + 9 * (number % 5 == 0),
+        }
+    )
+
+
+def _healed_unsure() -> list[FaultEvent]:
+    return [
+        each.model_copy(update={"uncertainty": 0.7 if each.state == "healed" else None})
+        for each in fault("started", "injected", "proven", "healed")
+    ]
+
+
+def of_late_clients() -> Runs:
+    """Loads whose client says of each reading how late it may be: figures are intervals."""
+    sent = scenario(slo=EVERY_AGGREGATION, load={**scenario()["load"], "good": {"e2e": "1s", "tpot": "120ms"}})
+    mixed = [_unsure(each, number) for number, each in enumerate(MIXED)]
+    good = [_unsure(each, number) for number, each in enumerate(GOOD)]
+    behind = [
+        each.model_copy(update={"sent": each.scheduled + 1.5, "t": each.t + 2}) if 120 <= n < 170 else each
+        for n, each in enumerate(good)
+    ]
+    whole = [
+        each.model_copy(
+            update={
+                "chunks": 1,
+                "gaps": [],
+                "uncertainty": each.uncertainty[:1] if each.uncertainty else None,
+                "tokens": 900,
+                "last": each.first,
+            }
+        )
+        for each in good
+    ]
+    silent = [good[n] for n in range(300) if not 100 <= n < 130]
+    stalled = [
+        ClientBeat(
+            t=LOAD_AT + n,
+            lag=[0.3] * 20,
+            beats=100,
+            cpu=0.99,
+            machine=0.8,
+            in_flight=3,
+            checked=50,
+            uncovered=n % 2,
+            uncovered_by=0.02 * (n % 2),
+            stalls=[(LOAD_AT + n - 0.5, 0.3)],
+        )
+        for n in range(1, 31)
+    ]
+    closed = {"profile": "chat-short", "arrivals": {"process": "closed", "users": 5}, "duration": "30s"}
+    tight = {
+        "ttft": ["p(50)<=400ms", "p(50)<=350ms", "p(99)<=900ms", "max<=390ms"],
+        "e2e": ["p(90)<=700ms", "med<=820ms"],
+        "request_rate": ["value>=9.9"],
+        "token_rate": ["value>=40"],
+        "tpot": ["p(90)<=101ms", "p(90)<=500ms"],
+    }
+    return {
+        "late-mixed": lambda: history(spec=sent, requests=mixed, faults=_healed_unsure()),
+        "late-good": lambda: history(spec=scenario(slo=tight), requests=good, faults=_healed_unsure()),
+        "late-no-fault": lambda: history(spec=scenario(slo=tight, faults=[]), requests=good, faults=[]),
+        "late-sending": lambda: history(spec=sent, requests=behind),
+        "late-silent-while-struck": lambda: history(requests=silent),
+        "late-whole-answers": lambda: history(spec=scenario(slo=tight), requests=whole),
+        "late-stalled": lambda: history(spec=sent, requests=mixed, extra=[*stalled]),
+        "late-closed-loop": lambda: history(spec=scenario(load=closed, slo=tight, faults=[]), requests=good, faults=[]),
+        "late-cut-short": lambda: history(spec=sent, requests=mixed[:200], aborted="stopped"),
+    }  # fmt: skip
+
+
+def of_users() -> Runs:
+    """Loads of users and locustfiles: who came, and whom they asked."""
+    url = "http://127.0.0.1:1"
+    own = {"locustfile": "own.py", "arrivals": {"process": "closed", "users": 50}, "duration": "30s"}
+
+    def run(**told: Any) -> list[Event]:
+        spec = scenario(load=own, faults=[], slo={"good_request_fraction": ["rate>=0.99"]})
+        return [
+            each.model_copy(update=told if isinstance(each, LoadFinished) else {})
+            for each in history(spec=spec, faults=[])
+        ]
+
+    return {
+        "users-all-came": lambda: run(users=50, users_asked=50, targets={url: 300}),
+        "users-few-came": lambda: run(users=3, users_asked=50, targets={url: 300}),
+        "users-ask-another": lambda: run(users=50, users_asked=50, targets={"http://a:1": 9, "http://b:2": 200, "": 3}),
+        "users-ask-both": lambda: run(users=49, users_asked=50, targets={url: 290, "http://a:1": 10}),
     }
 
 
@@ -316,9 +436,11 @@ def of_timelines() -> Runs:
 
 
 RUNS: Runs = {
-    **of_shapes(), **of_loads(), **of_faults_and_phases(), **of_attacks(), **of_workloads(), **of_timelines(),
+    **of_shapes(), **of_loads(), **of_late_clients(), **of_users(), **of_faults_and_phases(), **of_attacks(),
+    **of_workloads(), **of_timelines(),
 }  # fmt: skip
 _NUMBERED = {*of_shapes(), *of_timelines()}
+_WITH_INTERVALS = {"late-mixed", "late-good", "late-whole-answers", "late-sending", "late-closed-loop"}
 _WITH_FIGURES = {"held", "many-lost", "no-fault", "nothing-was-sent", "every-aggregation", "never-recovered", "tags"}
 
 
@@ -327,7 +449,32 @@ def judged(name: str) -> Any:
     events = RUNS[name]()
     results = judge(events) if name in _NUMBERED else weigh(events)
     left_out = set() if name in _WITH_FIGURES else {"summaries", "facts"}
-    return _rounded(results.model_dump(mode="json", exclude=left_out))
+    found = results.model_dump(mode="json", exclude=left_out)
+    return _rounded(found | ({"figures": figures(events)} if name in _WITH_INTERVALS else {}))
+
+
+def figures(events: list[Event]) -> dict[str, str]:
+    """Of each figure of requests, over all and in each phase: as measured, least, greatest, and of how many samples."""
+    begun = next(event for event in events if isinstance(event, RunStarted))
+    wanted = Scenario.model_validate(begun.scenario)
+    limits = {str(name): limit for name, limit in wanted.load.good.items()} if wanted.load else {}
+    rec = metrics.record(events, limits, rules=metrics.Rules.of(wanted.load))
+    found: dict[str, str] = {}
+    for metric, known in METRICS.items():
+        if known.of != "requests":
+            continue
+        for text in ["value>=1s"] if metric == "time_to_recover" else _EXPRESSIONS[known.kind]:
+            for phase in ("", "{phase:baseline}", "{phase:fault}", "{phase:recovery}"):
+                if phase and metric in WHOLE_RUN:
+                    continue
+                seen = metrics.observe(rec, parse_selector(f"{metric}{phase}"), parse_expression(text, metric))
+                ends = "" if seen.low == seen.value == seen.high else f" in {_digits(seen.low)} to {_digits(seen.high)}"
+                found[f"{metric}{phase} {text}"] = f"{_digits(seen.value)}{ends} of {seen.samples}"
+    return found
+
+
+def _digits(value: Any) -> str:
+    return "none" if value is None else f"{float(value):.{_DIGITS}g}"
 
 
 def _rounded(value: Any) -> Any:
