@@ -218,6 +218,7 @@ def others(duo: Cluster, toolbox: str, tmp_path_factory: pytest.TempPathFactory)
             ["sh", "-c", "echo precious > /data/kept; exec sleep 900"],
             volumes={volume: {"bind": "/data", "mode": "rw"}},
             network=network.name,
+            user="0",
             detach=True,
         )
         try:
