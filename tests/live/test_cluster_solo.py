@@ -33,7 +33,8 @@ SOLO = load(paths.catalogue("clusters")[0] / "solo.yaml", ClusterSpec).model
 def in_engine(name: str) -> list[str]:
     """Everything of that name the engine holds, recorded or not."""
     docker = client()
-    found = docker.containers.list(all=True, filters={"label": f"{ownership.KIND_LABEL}={name}"})
+    labelled = {"label": f"{ownership.KIND_LABEL}={name}"}
+    found = docker.containers.list(all=True, ignore_removed=True, filters=labelled)
     networks = docker.networks.list(filters={"label": f"{ownership.CLUSTER_LABEL}={name}"})
     return [str(each.name) for each in found] + [str(each.name) for each in networks]
 
