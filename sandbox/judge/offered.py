@@ -75,7 +75,8 @@ def _users(rec: Record) -> Check:
     waited = np.maximum(0.0, table.time("t") - table.time("scheduled"))
     own = np.minimum(waited, lag + np.where(table.known, late[0] + late[1], 0.0))
     broken = []
-    for name, (ours, theirs) in _stretches(rec, table.time("t"), [own, waited]):
+    # by when each began: while the last users are ended no load is due any more
+    for name, (ours, theirs) in _stretches(rec, table.time("scheduled"), [own, waited]):
         if ours > max(_OWN * theirs, SLACK):  # one request may always be late, as in an open loop
             broken.append(f"{name}: {ours:.2f} s of the {theirs:.2f} s that users waited were the client's own")
     total = float(waited.sum())

@@ -101,6 +101,13 @@ def test_where_users_waited_for_little_a_quarter_of_a_second_may_be_the_clients(
     assert check(results, "validity/offered").status == status
 
 
+def test_a_client_that_is_slow_only_while_its_last_users_end_has_offered_the_load() -> None:
+    users = [known(request(LOAD_AT + n / 10)) for n in range(300)]
+    tail = [known(request(LOAD_AT + 29.6 + n / 100), 0.09) for n in range(5)]
+    results = judged([*users, *tail], arrivals={"process": "closed", "users": 5})
+    assert check(results, "validity/offered").status == "pass"
+
+
 def beats(**more: Any) -> list[ClientBeat]:
     return [ClientBeat(t=LOAD_AT + n, lag=[0.001], beats=100, cpu=0.2, in_flight=3, **more) for n in range(1, 31)]
 
