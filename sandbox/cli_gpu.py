@@ -25,7 +25,6 @@ ClusterOption = Annotated[str, typer.Option("--cluster", help="A cluster's name.
 NAMES = ("xid", "lost", "ecc", "throttle", "plugin-down")
 _LONGEST = 3600.0
 _HEARD_SECONDS = 15.0
-_SLOWED_SECONDS = 5.0
 # option -> the faults it belongs to
 _BELONGS = {
     "--gpu": ("xid", "lost", "ecc", "throttle"),
