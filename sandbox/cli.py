@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -317,7 +315,6 @@ def version() -> None:
 
 def main() -> None:
     """Entry point: errors as one readable message, exit codes as documented."""
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except SandboxError as error:
@@ -327,9 +324,3 @@ def main() -> None:
         traceback.print_exc()
         errors_out.print("this is a bug in the sandbox; whatever it was asked is not proven")
         sys.exit(EXIT_INVALID)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """A polite end asked for by a CI system is handled as Ctrl-C: everything is unwound."""
-    del number, frame
-    raise KeyboardInterrupt

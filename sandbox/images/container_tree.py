@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import tarfile
 import uuid
 from collections.abc import Sequence
@@ -118,7 +119,7 @@ def _pulled(docker: DockerClient, suite: str) -> str:
 def _fill(docker: DockerClient, base: str, suite: str, packages: Sequence[str], raw: Path) -> None:
     """Install in a container of `base` and write what it then holds to `raw`; the container is gone afterwards."""
     lent = apt.of_machine(suite)
-    name = f"ai-k8s-sandbox-tree-{uuid.uuid4().hex[:12]}"
+    name = f"ai-k8s-sandbox-tree-{os.getpid()}-{uuid.uuid4().hex[:12]}"  # whose it is, if it is left over
 
     def remove() -> None:
         with suppress(*engine.FAILURES):  # nothing may hide why it failed; it removes itself when it ends

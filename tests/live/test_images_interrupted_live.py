@@ -43,16 +43,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     engine.untag(ref)
 
 
-def tree_containers() -> list[str]:
+def tree_containers(build: psutil.Process) -> list[str]:
+    """Those of this build: others build images beside this test."""
     there = client().containers.list(all=True, ignore_removed=True)
-    return [each.name or "" for each in there if "sandbox-tree-" in (each.name or "")]
+    return [each.name or "" for each in there if f"sandbox-tree-{build.pid}-" in (each.name or "")]
 
 
-def installing(build: psutil.Process) -> Seen[bool]:
-    """As root with debootstrap packages are installed by a program, else in a container. The value: by a container."""
+def installing(build: psutil.Process) -> Seen[list[str]]:
+    """As root with debootstrap packages are installed by a program, else in a container. The value: the programs."""
     names = [each.name() for each in build.children(recursive=True)]
-    by_program = "debootstrap" in names
-    return Seen(by_program or bool(tree_containers()), not by_program, f"the build runs {names}")
+    return Seen("debootstrap" in names or bool(tree_containers(build)), names, f"the build runs {names}")
 
 
 def of_build(place: Path) -> list[str]:
@@ -64,15 +64,13 @@ def test_an_interrupted_build_ends_at_once_and_the_next_one_goes_on(place: Path)
     for number in (signal.SIGINT, signal.SIGTERM):
         with subprocess.Popen(COMMAND, start_new_session=True, stderr=subprocess.DEVNULL) as build:
             process = psutil.Process(build.pid)
-            in_container = wait_for(
-                lambda asked=process: installing(asked), within=120, what="Debian packages being installed"
-            )
+            wait_for(lambda asked=process: installing(asked), within=120, what="Debian packages being installed")
             interrupted = time.monotonic()
             os.kill(build.pid, number)  # it alone, not its children: as a CI system does
             assert build.wait(60) == EXIT_INTERRUPTED
         assert time.monotonic() - interrupted < 30
         assert of_build(place) == []
-        assert not in_container or tree_containers() == []  # else they are of tests beside this one
+        assert tree_containers(process) == []
         assert not [part for part in psutil.disk_partitions(all=True) if part.mountpoint.startswith(str(place))]
     subprocess.run(COMMAND, check=True, timeout=400, stdout=subprocess.DEVNULL)
     assert engine.find(OWN, recipe.recipe(OWN).ref, "built") is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,8 +32,9 @@ OWN = {"toolbox": "toolbox-of-container", "llama-cpp": "llama-cpp-of-container"}
 
 
 def _left() -> list[str]:
+    """Those of this process: others build images beside these tests."""
     there = client().containers.list(all=True, ignore_removed=True)
-    return [each.name for each in there if "sandbox-tree-" in (each.name or "")]
+    return [each.name for each in there if f"sandbox-tree-{os.getpid()}-" in (each.name or "")]
 
 
 @pytest.fixture(scope="module")

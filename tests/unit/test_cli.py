@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +54,6 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
     def run(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sandbox", *map(str, words)])
-        monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -442,3 +443,21 @@ def test_a_cluster_is_not_taken_down_from_under_a_run(
         code, _, err = typed("down", "mine")
     assert code == EXIT_ENVIRONMENT
     assert "another run uses this cluster" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_the_command_line_loads_ends_with_the_code_of_an_interrupt(number: signal.Signals) -> None:
+    """Loading takes a while: this one interrupts itself at the first module that the command line imports."""
+    script = f"""
+import os, sys
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "sandbox.cli":
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Interrupted())
+from sandbox.__main__ import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == EXIT_INTERRUPTED
+    assert "Traceback" not in ended.stderr
