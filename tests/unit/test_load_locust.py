@@ -263,7 +263,7 @@ class Visitor({base}):
     @task
     def judge(self):
         with self.client.post("/v1/embeddings", json={{"input": "hi"}}, catch_response=True, name="judge") as response:
-            time.sleep(0.2)
+            time.sleep(0.6)
             if response.status_code == 200:
                 response.failure("wrong answer")
     @task
@@ -292,7 +292,7 @@ def test_locusts_own_http_users_become_requests_of_the_timeline(tmp_path: Path, 
         assert request.scheduled == request.sent
         assert request.sent is not None
         assert begun <= request.sent < request.t <= begun + 3
-        assert request.t - request.sent < 0.15, "what the locustfile did after the answer was measured too"
+        assert request.t - request.sent < 0.5, "what the locustfile did after the answer was measured too"
         bounds = (request.connect_uncertainty, request.uncertainty, request.end_uncertainty, request.content_bytes)
         assert bounds == (None, None, None, None), "nobody knows how late Locust's own clients read"
 
