@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -11,6 +12,8 @@ _MEASURED = {"sandbox_cluster", "sandbox_run", "sandbox_stack", "k8s"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # a shell that starts a job in the background has it ignore Ctrl-C, which some tests are about
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker and not config.option.sandbox_cluster:
         config.option.sandbox_cluster = f"solo-{worker}"  # processes do not share a cluster
