@@ -76,7 +76,7 @@ def trend(rec: Record, metric: str, chosen: Mask, perhaps: Perhaps, expression: 
     values = table.samples(metric, chosen)
     measured = aggregate(values, expression)
     each = truth.gaps(table) if metric == "icl" else truth.between(table, metric)
-    if each.low is each.high and not truth.doubtful(table).any() and perhaps.certain:
+    if each.low is each.high and perhaps.certain:
         return Observed.exactly(measured, len(values))
     lower, upper, sure = _ends(table, metric, each, perhaps)
     low, high = (
@@ -104,7 +104,7 @@ def ones(perhaps: Perhaps, perhaps_so: Perhaps) -> tuple[list[float], list[float
     other = perhaps.possible & ~perhaps.sure
     low = perhaps_so.sure[perhaps.sure | (other & ~perhaps_so.sure)]
     high = perhaps_so.possible[perhaps.sure | (other & perhaps_so.possible)]
-    return low.astype(float).tolist(), high.astype(float).tolist()
+    return np.where(low, 1.0, 0.0).tolist(), np.where(high, 1.0, 0.0).tolist()
 
 
 def _ends(table: Table, metric: str, each: Between, perhaps: Perhaps) -> tuple[Floats, Floats, int]:
@@ -116,10 +116,10 @@ def _ends(table: Table, metric: str, each: Between, perhaps: Perhaps) -> tuple[F
         else (truth.perhaps_ended(table, "ok"))
     )
     inside = perhaps & answered
-    seen = inside.possible if of_all else inside.possible & table.ended("ok")
     unseen = 0 if of_all else int((inside.possible & ~table.ended("ok")).sum())
-    sure, seen = (table.gaps_of(inside.sure), table.gaps_of(seen)) if metric == "icl" else (inside.sure, seen)
-    there = ~np.isnan(each.low)
+    rows = (inside.sure, inside.possible)
+    sure, seen = map(table.gaps_of, rows) if metric == "icl" else rows
+    there = ~np.isnan(each.low)  # of what was not seen to be answered there is no time
     sure, loose = sure & there, seen & ~sure & there
     lower, upper = each.low[sure], each.high[sure]
     many = int(loose.sum()) + unseen
@@ -187,7 +187,7 @@ def pace(rec: Record, metric: str, chosen: Mask, perhaps: Perhaps, seconds: Seco
         if (inside.possible & ~done).any():  # nobody knows how much it would have said
             return Observed(_per(value, measured), many, _per(low, most), math.inf)
     why = ""
-    if metric == "token_rate" and low < value:
+    if metric == "token_rate" and low < int(counted.most[inside.sure].sum()):
         why = "of some answers nothing but the server's word says how many tokens they had"
     top = _per(high, least) if least > 0 else math.inf
     return Observed(_per(value, measured), many, _per(low, most), top, why)

@@ -36,7 +36,7 @@ def recovery(rec: Record) -> Observed:
     if not found:
         return Observed(None, 0)
     many = len(rec.table)
-    idle = [each.fault for each in found if each.idle]
+    idle = [each.idle for each in found if each.idle]
     why = f"no request was due while {_told(idle[0])} lasted, so nobody could be hurt" if idle else ""
     value = None if idle else max(each.measured for each in found)
     return Observed(value, many, max(each.low for each in found), max(each.high for each in found), why)
@@ -44,19 +44,18 @@ def recovery(rec: Record) -> Observed:
 
 @dataclass(frozen=True)
 class _Recovery:
-    """Of one fault: as measured, at the least and at the most. `idle`: it had no chance to hurt."""
+    """Of one fault: as measured, at the least and at the most. `idle`: it, where it had no chance to hurt."""
 
-    fault: FaultWindow
     measured: float
     low: float
     high: float
-    idle: bool = False
+    idle: FaultWindow | None = None
 
 
 def _recoveries(rec: Record) -> list[_Recovery]:
     faults = sorted((fault for fault in rec.faults if fault.injected is not None), key=lambda fault: fault.started)
     if not len(rec.table):
-        return [_Recovery(fault, 0.0, 0.0, math.inf, idle=True) for fault in faults]
+        return [_Recovery(0.0, 0.0, math.inf, idle=fault) for fault in faults]
     ends = [fault.started for fault in faults[1:]] + [math.inf]
     return [_of(rec, fault, until) for fault, until in zip(faults, ends, strict=False)]
 
@@ -76,8 +75,8 @@ def _of(rec: Record, fault: FaultWindow, until: float) -> _Recovery:
     possibly = (fault.started <= ended) & due & (~perhaps.sure | late)
     high = _until_good(fault, scheduled, ended, possibly, perhaps.sure)
     if not bad.any() and not _exposed(fault, scheduled):
-        return _Recovery(fault, measured, low, math.inf, idle=True)
-    return _Recovery(fault, measured, max(0.0, low), high)
+        return _Recovery(measured, low, math.inf, idle=fault)
+    return _Recovery(measured, max(0.0, low), high)
 
 
 def _until_good(fault: FaultWindow, scheduled: Floats, ended: Floats, bad: Mask, good: Mask) -> float:
@@ -89,7 +88,7 @@ def _until_good(fault: FaultWindow, scheduled: Floats, ended: Floats, bad: Mask,
 
 def _exposed(fault: FaultWindow, scheduled: Floats) -> bool:
     """Whether a request was due while the fault lasted."""
-    begun = fault.started if fault.injected is None else fault.injected
+    begun = fault.injected or fault.started
     over = math.inf if fault.healed is None else fault.healed - fault.late
     return bool(((scheduled >= begun) & (scheduled <= max(begun, over))).any())
 

@@ -52,7 +52,7 @@ def soonest(table: Table) -> Floats:
     return found
 
 
-def perhaps_in_phase(table: Table, name: str, windows: Iterable[Window], late: float = 0.0) -> Perhaps:
+def perhaps_in_phase(table: Table, name: str, windows: Iterable[Window], late: float) -> Perhaps:
     """As `in_phase`; near an edge on either side of it. `late`: seconds by which the heal was seen too late."""
     struck = next((window for window in windows if window.kind == "phase" and window.name == "fault"), None)
     if struck is None:
@@ -86,12 +86,12 @@ def _between(table: Table, metric: str) -> Between:
         return _tpot(table)
     if metric in {"ttft", "ttft_intended"}:
         low = table.latency("ttft") - table.late("connect") - table.late("first")
-        return Between(_least(low, measured), measured)
+        return Between(np.maximum(0.0, low), measured)
     low = table.latency("e2e") - table.late("connect") - table.late("end")
     if metric == "e2e":
-        return Between(_least(low, measured), measured)
+        return Between(np.maximum(0.0, low), measured)
     high = divided(table.latency("e2e"), table.counted.least, otherwise=np.inf)
-    return Between(_least(divided(low, table.counted.most), measured), np.where(np.isnan(measured), np.nan, high))
+    return Between(np.maximum(0.0, divided(low, table.counted.most)), np.where(np.isnan(measured), np.nan, high))
 
 
 def _tpot(table: Table) -> Between:
@@ -200,8 +200,3 @@ def _soon(table: Table, name: str, limit: float) -> Mask:
     seen = np.where(of_first, table.time("first") - table.late("first"), table.time("t") - table.late("end"))
     least = seen - table.late("connect") - table.time("sent")
     return np.isnan(least) | (np.round(least, DIGITS) <= limit)
-
-
-def _least(low: Floats, measured: Floats) -> Floats:
-    """Not below 0, and nowhere where nothing was measured."""
-    return np.where(np.isnan(measured), np.nan, np.maximum(0.0, low))

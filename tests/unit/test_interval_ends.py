@@ -59,6 +59,13 @@ def test_a_time_longer_than_a_request_may_take_is_still_the_greatest() -> None:
     assert ends([late, GIVEN_UP], set(), "ttft_intended") == ([1.5, 0.0], [4.0, 4.0])
 
 
+def test_what_nobody_saw_took_no_longer_than_a_request_may_however_short_that_is() -> None:
+    table = Table([GIVEN_UP.model_copy(update={"t": LOAD_AT + 2.25})], rules=Rules(timeout=0.25))
+    one = np.ones(1, dtype=bool)
+    lower, upper = interval.ends(table, "ttft", Perhaps(one, one))
+    assert (lower.tolist(), upper.tolist()) == ([0.0], [0.25])
+
+
 def test_the_clients_own_delay_counts_whatever_became_of_the_request() -> None:
     requests = [
         each.model_copy(update={"scheduled": (each.sent or 0) - lag})
@@ -157,6 +164,13 @@ def test_a_rate_is_least_over_the_longest_time_and_greatest_over_the_shortest() 
     assert (seen.value, seen.low, seen.high, seen.samples) == (Fraction(1, 2), Fraction(1, 5), 1, 2)
     tokens = interval.pace(rec, "token_rate", every, may, Seconds(4.0, 2.0, 5.0))
     assert (tokens.value, tokens.low, tokens.high) == (2.5, 1.0, 5.0)
+    assert (seen.why, tokens.why) == ("", "")
+    unheard = metrics.record(history(requests=[QUICK, SLOW.model_copy(update={"tokens": 50})], faults=[]))
+    doubted = interval.pace(unheard, "token_rate", every, perhaps("11", "11"), Seconds(4.0, 2.0, 5.0))
+    assert "of some answers nothing but the server's word" in doubted.why
+    assert not interval.pace(unheard, "request_rate", every, perhaps("11", "11"), Seconds(4.0, 2.0, 5.0)).why
+    quick = interval.pace(rec, "request_rate", every, may, Seconds(0.5, 0.25, 0.5))
+    assert (quick.value, quick.low, quick.high) == (4, 2, 8)
     assert interval.pace(rec, "request_rate", every, may, Seconds(4.0, 0.0, 5.0)).high == math.inf
     assert interval.pace(rec, "request_rate", every, may, Seconds(0.0, 0.0, 5.0)).value is None
     assert interval.pace(rec, "request_rate", ~every, may, Seconds(4.0, 2.0, 5.0)).value is None

@@ -109,6 +109,68 @@ def test_an_arrival_was_one_too_many_only_where_all_places_were_surely_taken() -
     assert not told(0.0, due=AT + 0.25, places=1)
 
 
+def test_what_was_dropped_took_no_place_itself() -> None:
+    held = known(request(AT, took=2.0))
+    gone = Request(t=AT + 1.0, scheduled=AT + 0.5, sent=None, outcome="dropped")
+    assert doubtful(held, gone, rules=Rules(timeout=60.0, in_flight=2)) == [False, True]
+
+
+def may_be_good(one: Request, **limits: float) -> str:
+    found = truth.perhaps_good(Table([one], rules=RULES), limits)
+    return "surely" if found.sure[0] else "perhaps" if found.possible[0] else "no"
+
+
+# given up after 4 s, and its connection had been noticed late by so much: it may have been answered in truth
+GIVEN_UP = known(request(AT, "timeout", took=4.0), 0.5, connect_uncertainty=0.25)
+# the same, of which the first chunk was seen after 1 s, late by a quarter at the most
+BEGUN = GIVEN_UP.model_copy(
+    update={"first": AT + 1.0, "last": AT + 1.0, "chunks": 1, "uncertainty": [0.25], "gaps": []}
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "limits", "expected"),
+    [
+        (GIVEN_UP, {}, "perhaps"),
+        (GIVEN_UP, {"e2e": 3.25}, "perhaps"),
+        (GIVEN_UP, {"e2e": 3.2499999996}, "perhaps"),  # times are known to the nanosecond
+        (GIVEN_UP, {"e2e": 3.249}, "no"),
+        (GIVEN_UP, {"ttft": 3.25}, "perhaps"),
+        (GIVEN_UP, {"ttft": 3.249}, "no"),  # nothing had come by then
+        (GIVEN_UP, {"tpot": 0.001}, "perhaps"),
+        (GIVEN_UP, {"tpot": 0.001, "e2e": 1.0}, "no"),
+        (BEGUN, {"ttft": 0.5}, "perhaps"),
+        (BEGUN, {"ttft": 0.499}, "no"),
+        (BEGUN, {"ntpot": 0.5}, "perhaps"),
+        (BEGUN, {"e2e": 3.25}, "perhaps"),
+        (BEGUN, {"e2e": 3.249}, "no"),
+        (known(request(AT, "timeout", took=4.0)), {}, "no"),
+        (known(request(AT, "http_error", took=4.0), 0.5, connect_uncertainty=0.25), {}, "no"),
+    ],
+)
+def test_what_was_given_up_may_have_been_good_where_what_was_seen_of_it_allows_it(
+    one: Request, limits: dict[str, float], expected: str
+) -> None:
+    assert may_be_good(one, **limits) == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(0.125, "surely"), (0.1249, "perhaps"), (0.0625, "perhaps"), (0.0624, "no")]
+)
+def test_an_answer_is_surely_good_by_its_upper_bound_and_perhaps_by_its_lower(limit: float, expected: str) -> None:
+    one = known(request(AT, ttft=0.125), 0.0625)
+    assert may_be_good(one, ttft=limit) == expected
+    assert may_be_good(one, ttft=limit, e2e=0.25) == "no"
+
+
+def test_an_answer_of_two_tokens_has_one_time_between_them() -> None:
+    two = known(request(AT, ttft=0.25, took=0.75), chunks=2, tokens=2, gaps=[0.5], uncertainty=[0.125, 0.25])
+    found = truth.between(Table([two], rules=RULES), "tpot")
+    assert (found.low.tolist(), found.high.tolist()) == ([0.25], [0.625])
+    one = known(request(AT, ttft=0.25, took=0.75), chunks=1, tokens=1, gaps=[], uncertainty=[0.125])
+    assert np.isnan(truth.between(Table([one], rules=RULES), "tpot").low).all()
+
+
 def phases(at: float, took: float, late: float = 0.0, heal_late: float = 0.0) -> dict[str, str]:
     """Of one request the phases, from 16 s to 20 s is the fault's, to which it belongs surely or perhaps."""
     windows = [Window(name="fault", kind="phase", start=16.0, end=20.0)]
@@ -144,7 +206,7 @@ def test_to_which_phase_a_request_belongs(
 
 def test_without_a_fault_all_of_the_load_is_baseline() -> None:
     table = Table([known(request(AT))], rules=RULES)
-    found = {name: truth.perhaps_in_phase(table, name, []) for name in ("baseline", "fault", "recovery")}
+    found = {name: truth.perhaps_in_phase(table, name, [], 0.0) for name in ("baseline", "fault", "recovery")}
     assert [each.sure.tolist() for each in found.values()] == [[True], [False], [False]]
     assert all(each.certain for each in found.values())
 
@@ -227,6 +289,18 @@ def test_a_heal_that_was_seen_late_gives_no_chance_to_hurt() -> None:
     assert recoveries([good(15.0), good(19.75)], late=0.5).startswith("None")
     assert recoveries([good(15.0), good(19.5)], late=0.5).startswith("0.0")
     assert recoveries([good(15.0), good(30.0)], healed=None).startswith("0.0"), "it lasted until the end"
+
+
+def test_what_was_due_before_a_fault_was_injected_is_no_chance_to_hurt() -> None:
+    def told(at: float) -> str:
+        life = [FaultEvent(t=16.0, fault="pod.kill", index=0, state="started")]
+        life += [FaultEvent(t=18.0, fault="pod.kill", index=0, state=state) for state in ("injected", "proven")]
+        life.append(FaultEvent(t=20.0, fault="pod.kill", index=0, state="healed"))
+        rec = metrics.record(history(requests=[good(15.0), good(at), good(21.0)], faults=life), rules=RULES)
+        return str(recovery.recovery(rec).value)
+
+    assert told(17.0) == "None"
+    assert told(18.0) == "0.0"
 
 
 def test_the_second_of_two_faults_takes_what_is_due_from_its_start_on() -> None:
