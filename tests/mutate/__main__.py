@@ -37,7 +37,8 @@ def main() -> int:
         for name, change in sorted(found.alive.items()):
             sys.stdout.write(f"survived: {name}\n{change}\n")
         good = good and found.rate >= _LEAST
-        rows.append(("judge and metrics", found.killed, found.total))
+        rest = f", of which {found.untried:,} were not tried in an hour" if found.untried else ""
+        rows.append((f"mutants of judge and metrics{rest}", found.killed, found.total))
     table = "\n".join(f"| kill rate of {what} | {share(killed, total)} % |" for what, killed, total in rows)
     sys.stdout.write(f"\n{table}\n")
     if not (options.only or options.k or options.match):
