@@ -239,12 +239,11 @@ def _pace(found: Sequence[Watched], most: int) -> list[str]:
         lines.append(
             f"created at {created:.0f}/s, placed at {placed:.0f}/s: no scheduler is quicker than its pods come"
         )
-    timed = [pod for pod in figures.of(found) if pod.scheduled is not None and pod.created is not None]
-    slowest = sorted(timed, key=lambda pod: (pod.scheduled or 0.0) - (pod.created or 0.0), reverse=True)[:most]
+    timed = [(pod.waited, pod) for pod in figures.of(found) if pod.waited is not None]
+    slowest = sorted(timed, key=lambda each: each[0], reverse=True)[:most]
     return lines + [
-        f"t={pod.scheduled or 0.0:.2f}s {pod.name} on {pod.node}, {(pod.scheduled or 0.0) - (pod.created or 0.0):.3f} s"
-        " after it was created"
-        for pod in slowest
+        f"t={pod.scheduled:.2f}s {pod.name} on {pod.node}, {waited:.3f} s after it was created"
+        for waited, pod in slowest
     ]
 
 

@@ -102,5 +102,5 @@ def _of_nodes(pods: Pods, name: str, expression: Expression) -> Figure:
     value = {"gpu_nodes_free": pods_.nodes_free, "gpu_fragmentation": pods_.fragmentation}[name](nodes)
     if not in_use and not ran and value is not None and expression.holds(float(value)):
         return Figure(None, None, 0, "no GPU was ever in use, so none could be in anybody's way")
-    exact = None if value is None else Fraction(value).limit_denominator(1_000_000)
+    exact = None if value is None else Fraction(value)
     return Figure(exact, exact, 1)

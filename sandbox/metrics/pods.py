@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 
@@ -57,6 +58,13 @@ class Pod:
     def stuck(self) -> bool:
         """It has a node, and has neither run there nor ended."""
         return self.scheduled is not None and not self.state
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds from its creation until it got a node."""
+        if self.created is None or self.scheduled is None:
+            return None
+        return max(0.0, self.scheduled - self.created)
 
     @property
     def now(self) -> str:
@@ -168,11 +176,7 @@ def matching(pods: Pods, selector: Selector, metric: str) -> list[Pod]:
 
 def seconds(found: Sequence[Watched]) -> list[float]:
     """From the creation of each pod to its getting a node, of those that got one."""
-    return [
-        max(0.0, pod.scheduled - pod.created)
-        for pod in of(found)
-        if pod.created is not None and pod.scheduled is not None
-    ]
+    return [pod.waited for pod in of(found) if pod.waited is not None]
 
 
 def waiting(found: Sequence[Watched]) -> list[float]:
@@ -231,12 +235,12 @@ def nodes_free(nodes: GpuNodes) -> int:
     return sum(count for gpus, used, count in nodes.groups if gpus and not used)
 
 
-def fragmentation(nodes: GpuNodes) -> float | None:
+def fragmentation(nodes: GpuNodes) -> Fraction | None:
     """Share of the free GPUs that lie on nodes partly in use; None where no GPU is free."""
     # a device that was lost is offered no more, and may still be held
     free = sum(max(0, gpus - used) * count for gpus, used, count in nodes.groups)
     partly = sum(max(0, gpus - used) * count for gpus, used, count in nodes.groups if used)
-    return partly / free if free > 0 else None
+    return Fraction(partly, free) if free > 0 else None
 
 
 def summarise(pods: Pods) -> list[WorkloadSummary]:

@@ -37,7 +37,7 @@ def ids(results: Results) -> set[str]:
 @pytest.mark.parametrize(
     ("came", "asked", "status"),
     [(3, 50, "invalid"), (47, 50, "invalid"), (48, 50, "pass"), (50, 50, "pass"), (95, 100, "pass"), (1, 2, "invalid"),
-     (0, 1, "invalid"), (60, 50, "pass")],
+     (0, 1, "invalid"), (60, 50, "pass"), (1899, 2000, "invalid"), (1900, 2000, "pass")],
 )  # fmt: skip
 def test_a_load_of_users_that_hardly_came_is_invalid(load: dict[str, Any], came: int, asked: int, status: str) -> None:
     results = judged(load, users=came, users_asked=asked)
@@ -53,6 +53,8 @@ def test_a_load_of_users_that_hardly_came_is_invalid(load: dict[str, Any], came:
     [
         ({URL: 300}, "pass", "300 of 300 requests went there"),
         ({URL: 200, "http://auth:80": 100}, "pass", "200 of 300 requests went there, 100 to http://auth:80"),
+        ({URL: 150, "http://auth:80": 150}, "pass", "150 of 300 requests went there, 150 to http://auth:80"),
+        ({URL: 149, "http://auth:80": 151}, "invalid", "149 of 300 requests went there, 151 to http://auth:80"),
         ({URL: 1, "http://auth:80": 299}, "invalid", "1 of 300 requests went there, 299 to http://auth:80"),
         ({"http://a:1": 100, "http://b:2": 200}, "invalid", "0 of 300 requests went there, 200 to http://b:2, 100 to"),
         ({"": 300}, "invalid", "0 of 300 requests went there, 300 to nobody knows where"),

@@ -93,12 +93,26 @@ def test_of_the_time_that_users_wait_at_most_two_in_a_hundred_are_the_clients(la
     assert check(results, "validity/offered").status == status
 
 
-@pytest.mark.parametrize(("late", "status"), [(0.24, "pass"), (0.3, "invalid")])
+@pytest.mark.parametrize(("late", "status"), [(0.24, "pass"), (0.25, "pass"), (0.3, "invalid")])
 def test_where_users_waited_for_little_a_quarter_of_a_second_may_be_the_clients(late: float, status: str) -> None:
     users = [known(request(LOAD_AT + n * 2.0)) for n in range(15)]
     users[4] = users[4].model_copy(update={"sent": users[4].scheduled + late})
     results = judged(users, arrivals={"process": "closed", "users": 1})
     assert check(results, "validity/offered").status == status
+
+
+def test_of_a_connection_that_never_came_nobody_knows_how_late_it_was_noticed() -> None:
+    users = [known(request(LOAD_AT + n / 10)) for n in range(300)]
+    gone = [Request(t=LOAD_AT + n + 0.5, scheduled=LOAD_AT + n, sent=None, outcome="connect_error") for n in range(3)]
+    results = judged([*users, *gone], arrivals={"process": "closed", "users": 5})
+    found = check(results, "validity/offered")
+    assert (found.status, found.observed) == ("pass", "0.00% of the users' time was the client's own")
+
+
+def test_where_no_user_waited_the_client_kept_nobody_waiting() -> None:
+    users = [known(request(LOAD_AT + n / 10, took=0.0, ttft=0.0)) for n in range(300)]
+    found = check(judged(users, arrivals={"process": "closed", "users": 5}), "validity/offered")
+    assert (found.status, found.observed) == ("pass", "nobody waited")
 
 
 def test_a_client_that_is_slow_only_while_its_last_users_end_has_offered_the_load() -> None:

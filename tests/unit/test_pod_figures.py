@@ -10,6 +10,7 @@ import pytest
 from test_workloads import CRASHED, LIVES, PODS, REFUSED, STUCK, WAITING, WHY, closed, history, pod
 
 from sandbox import metrics
+from sandbox.judge import workloads
 from sandbox.metrics import pods as pods_
 from sandbox.spec.slo import parse_expression, parse_selector
 from sandbox.timeline import GpuNodes, PodEvent
@@ -116,6 +117,43 @@ def test_how_long_pods_waited_for_a_node(
     assert seen.value == seen.low
 
 
+def test_a_pod_that_came_just_before_the_end_has_waited_for_less_than_a_second() -> None:
+    late = [*PODS[:12], *pod(5, "created", at=40.0), *pod(6, "created", at=50.0)]
+    lives = metrics.record(history(pods=late), workloads={"trainers": ""}).pods
+    assert pods_.waiting(list(lives.workloads.values())) == [0.5, 0.0]
+
+
+def witnesses(pods: list[PodEvent], metric: str, most: int) -> list[str]:
+    lives = metrics.record(history(pods=pods), workloads={"trainers": ""}).pods
+    return workloads.witnesses(lives, parse_selector(metric), most)
+
+
+def test_the_evidence_of_a_rate_is_how_fast_pods_came_and_the_slowest_of_them() -> None:
+    slow = [*PODS[:12], *pod(5, "created", "waiting", "scheduled", "running", at=11), *pod(6, "created", at=12.5)]
+    assert witnesses(slow, "scheduling_rate", 2) == [
+        "created at 2/s, placed at 0/s: no scheduler is quicker than its pods come",
+        "t=12.00s trainers-5 on node-1, 1.000 s after it was created",
+        "t=10.50s trainers-1 on node-1, 0.500 s after it was created",
+    ]
+    assert witnesses(PODS[:2], "scheduling_seconds", 2) == [
+        "t=10.50s trainers-1 on node-1, 0.500 s after it was created"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (1, ["node-1: 2 pods", "and 1 nodes more"]),
+        (2, ["node-1: 2 pods", "node-0: 1 pods"]),
+        (9, ["node-1: 2 pods", "node-0: 1 pods"]),
+    ],
+)
+def test_the_evidence_of_places_is_the_nodes_with_most_pods(most: int, expected: list[str]) -> None:
+    three = [*pod(1, "created", "scheduled"), *pod(2, "created", "scheduled"), *pod(3, "created", "scheduled")]
+    taken = pod(4, "created", "scheduled", "lost")
+    assert witnesses([*three, *taken], "nodes_used", most) == expected
+
+
 def test_of_no_pods_nobody_waited() -> None:
     seen = observed(NO_PODS, "scheduling_seconds", "max<=1s")
     assert (seen.value, seen.samples) == (None, 0)
@@ -159,8 +197,8 @@ def test_figures_of_nodes_are_exact_where_a_gpu_was_in_use(
 ) -> None:
     seen = observed(pods, *figure, groups=groups)
     assert (seen.value, seen.why) == expected
-    if seen.value is not None:
-        assert (seen.low, seen.high, seen.samples) == (seen.value, seen.value, 1)
+    assert seen.samples == (0 if seen.why else 1)
+    assert seen.value is None or (seen.low, seen.high) == (seen.value, seen.value)
 
 
 def test_the_table_of_a_workload_counts_each_pod_once_and_tells_the_commonest_words() -> None:
