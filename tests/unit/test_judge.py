@@ -153,6 +153,12 @@ def test_a_fault_without_proof_from_outside_is_invalid() -> None:
     assert check(judge(history(faults=fault("started", "injected", "healed"))), "fault/0").status == "invalid"
 
 
+def test_a_fault_whose_states_are_out_of_order_is_invalid_and_they_are_told() -> None:
+    found = check(judge(history(faults=fault("started", "proven", "injected", "healed"))), "fault/0")
+    assert found.status == "invalid"
+    assert found.reason == "what is told of it cannot be: started, proven, injected, healed"
+
+
 def test_a_fault_that_was_never_started_is_invalid() -> None:
     assert check(judge(history(faults=[])), "fault/0").status == "invalid"
 
@@ -275,6 +281,8 @@ def attack(variant: str, outcome: str, by: str = "") -> AttackEvent:
         ([attack("attempt", "denied", "P")], "invalid"),
         ([attack("attempt", "denied", "P"), attack("allowed", "succeeded"), attack("attempt", "succeeded")], "fail"),
         ([attack("attempt", "denied", "P"), attack("allowed", "succeeded"), attack("allowed", "error")], "invalid"),
+        ([attack("attempt", "denied", "P"), attack("allowed", "succeeded"), attack("allowed", "denied", "P")], "fail"),
+        ([attack("attempt", "denied", "P"), attack("attempt", "error"), attack("allowed", "succeeded")], "invalid"),
         ([], "invalid"),
     ],
 )

@@ -186,6 +186,18 @@ def test_a_promise_counts_for_the_tenant_that_it_names() -> None:
     assert guards(judged({"ttft{tenant:a}": ["p(50)<=1s"]}, requests, load=TENANTS))["/elsewhere"] == "invalid"
 
 
+@pytest.mark.parametrize(("bad", "status"), [(1, "pass"), (2, "invalid")])
+def test_of_a_hundred_requests_that_no_threshold_looks_at_one_may_be_bad(bad: int, status: str) -> None:
+    requests = [
+        request(LOAD_AT + n * 0.15, "timeout" if n % 2 and n < 2 * bad else "ok", tags={"tenant": "ab"[n % 2]})
+        for n in range(200)
+    ]
+    found = guard(judged({"ttft{tenant:a}": ["p(50)<=1s"]}, requests, load=TENANTS), "/elsewhere")
+    assert (found.status, found.observed, found.samples) == (status, f"{bad} of 100 not good: {bad} timeout", 100)
+    assert found.reason.startswith("no threshold looks at 100 requests, and 2 of them" if bad > 1 else "")
+    assert bool(found.reason) == (bad > 1)
+
+
 def test_tags_are_the_same_in_any_order() -> None:
     requests = [request(LOAD_AT + n / 10, "timeout" if n % 9 == 0 else "ok", tags={"tenant": "a"}) for n in range(300)]
     slo = {

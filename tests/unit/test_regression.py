@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +91,48 @@ def test_more_samples_than_are_drawn_give_the_same_answer_each_time() -> None:
     assert found is not None
     assert found.status == "fail"
     assert found == regression.compare("ttft", expression, now, before, 0.95)
+
+
+@pytest.mark.parametrize(("many", "drawn"), [(49, 49), (50, 50), (51, 50), (90, 50)])
+def test_of_more_samples_than_are_drawn_each_is_drawn_once_at_the_most(
+    many: int, drawn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[tuple[Any, Any], dict[str, Any]]] = []
+
+    def bootstrap(data: tuple[Any, Any], _: Any, **keys: Any) -> Any:
+        asked.append((data, keys))
+        return SimpleNamespace(confidence_interval=SimpleNamespace(low=0.0, high=0.0))
+
+    monkeypatch.setattr(regression, "_MOST", 50)
+    monkeypatch.setattr(regression.stats, "bootstrap", bootstrap)
+    now, before = spread(many, 1), spread(many, 2)
+    regression.compare("ttft", parse_expression("p(50)<=baseline+10%", "ttft"), now, before, 0.9)
+    ((new, old), keys) = asked[0]
+    for found, of in ((new, now), (old, before)):
+        assert len(found) == len(set(found)) == drawn
+        assert set(found) <= set(of)
+        assert many > drawn or list(found) == of
+    assert {key: keys[key] for key in ("vectorized", "method", "confidence_level", "n_resamples")} == {
+        "vectorized": True, "method": "percentile", "confidence_level": 0.9, "n_resamples": 2000,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("left", "change"), [("med", 0.0), ("avg", 0.5), ("p(75)", 0.6)])
+def test_each_aggregation_of_times_is_compared_by_itself(left: str, change: float) -> None:
+    found = regression.compare(
+        "ttft", parse_expression(f"{left}<=baseline+10%", "ttft"), [1.0, 2.0, 6.0], [1.0, 2.0, 3.0], 0.95
+    )
+    assert found is not None
+    assert found.change == pytest.approx(change)
+
+
+def test_the_interval_of_a_share_is_as_wide_as_the_confidence_asks() -> None:
+    """Newcombe's of 90 of 100 against 80 of 100, by hand."""
+    expression = parse_expression("rate>=baseline-5%", "ok")
+    now, before = [1.0] * 90 + [0.0] * 10, [1.0] * 80 + [0.0] * 20
+    found = {sure: regression.compare("ok", expression, now, before, sure) for sure in (0.8, 0.95)}
+    widths = {sure: (round(each.low, 3), round(each.high, 3)) for sure, each in found.items() if each}
+    assert widths == {0.8: (0.035, 0.165), 0.95: (0.0, 0.199)}
 
 
 def test_a_share_is_compared_in_points_and_an_exact_test_stands_beside_it() -> None:

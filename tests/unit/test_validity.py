@@ -82,6 +82,13 @@ def test_a_timeline_of_an_older_version_is_judged_by_the_default_too_and_says_so
     assert not any("older version" in note for note in new.notes)
 
 
+def test_an_entry_that_asks_for_the_same_as_a_loosened_default_is_one_check() -> None:
+    results = busy(loosen={"client_cpu": "value <= 0.99"}, validity={"client_cpu": ["value<=0.99"]})
+    assert len([each for each in results.checks if each.id.startswith("validity/client_cpu")]) == 1
+    results = busy(loosen={"client_cpu": "value<=0.99"}, validity={"client_cpu": ["value <= 0.99"]})
+    assert len([each for each in results.checks if each.id.startswith("validity/client_cpu")]) == 1
+
+
 @pytest.mark.parametrize(
     ("loosen", "words"),
     [

@@ -250,6 +250,30 @@ def test_what_pods_print_is_held_against_every_pod_that_ran() -> None:
     assert "no devices were found" in check(bad, "workload/trainers/prints").reason
 
 
+@pytest.mark.parametrize(
+    ("more", "status", "observed", "reason"),
+    [
+        (
+            pod(1, "printed", "failed", at=12, printed="GPU 0: NVIDIA H100", failed="exit code 1"),
+            "fail", "3 of 4 did", "trainers-1 printed it, and failed: exit code 1",
+        ),
+        (pod(1, "failed", at=12), "fail", "3 of 4 did", "trainers-1 failed, and its last line is: none"),
+        (pod(1, "silent", at=12), "fail", "3 of 4 did", "trainers-1 running, and its last line is: none"),
+        (
+            [*pod(1, "printed", at=12, printed="GPU 0: NVIDIA H100"), *pod(7, "created", "scheduled")],
+            "invalid", "4 of 5 did", "trainers-7 has a node and never ran there, so it could not print anything",
+        ),
+    ],
+)  # fmt: skip
+def test_a_pod_that_printed_and_failed_or_never_ran_did_not_do_it(
+    more: list[PodEvent], status: str, observed: str, reason: str
+) -> None:
+    said = [event for n in range(2, 5) for event in pod(n, "printed", at=12, printed="GPU 0: NVIDIA H100 80GB")]
+    found = check(judge(history(spec(**PRINTS), [*PODS, *said, *more])), "workload/trainers/prints")
+    assert (found.status, found.observed, found.reason) == (status, observed, reason)
+    assert found.samples == int(observed.split()[2])
+
+
 def test_where_no_pod_ran_nothing_could_be_printed_which_is_invalid() -> None:
     pods = [event for n in range(1, 7) for event in pod(n, "created", "waiting")]
     assert check(judge(history(spec(**PRINTS), pods)), "workload/trainers/prints").status == "invalid"
