@@ -186,6 +186,19 @@ def test_a_promise_counts_for_the_tenant_that_it_names() -> None:
     assert guards(judged({"ttft{tenant:a}": ["p(50)<=1s"]}, requests, load=TENANTS))["/elsewhere"] == "invalid"
 
 
+@pytest.mark.parametrize(
+    ("bound", "covers"),
+    [
+        ("rate<0.02", True), ("rate<=0.02", True), ("rate<=1", False), ("rate<1", False), ("rate==1", True),
+        ("count<=3", True), ("count<4", True), ("count==3", True), ("count<=246", False), ("count<246", False),
+        ("count>=3", False), ("rate>=0.01", True), ("rate>=0", False), ("rate<=baseline+2%", False),
+    ],
+)  # fmt: skip
+def test_a_bound_on_an_outcome_covers_it_where_it_could_be_broken(bound: str, covers: bool) -> None:
+    results = judged({"ttft": ["p(50)<=1s"], "http_error": [bound]}, load(3))
+    assert guards(results)[""] == ("pass" if covers else "invalid")
+
+
 @pytest.mark.parametrize(("bad", "status"), [(1, "pass"), (2, "invalid")])
 def test_of_a_hundred_requests_that_no_threshold_looks_at_one_may_be_bad(bad: int, status: str) -> None:
     requests = [

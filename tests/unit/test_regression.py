@@ -75,6 +75,15 @@ def test_the_confidence_is_stated_and_decides() -> None:
     assert any("run r0" in line for line in bold.evidence)
 
 
+@pytest.mark.parametrize("bounds", [{"low": [0.1] * 300}, {"high": [0.1] * 300}, {}])
+def test_a_baseline_that_tells_one_bound_only_is_taken_as_it_was_measured(bounds: dict[str, list[float]]) -> None:
+    requests = [request(LOAD_AT + n / 100, took=20.0) for n in range(300)]
+    before = BaselineSamples(t=0, run_id="r0", source="runs/r0", selector="ttft", samples=[0.1] * 300, **bounds)
+    spec = quiet({"ttft": ["p(50)<=baseline+10%"]})
+    found = check(judge(history(spec=spec, requests=requests, faults=[], extra=[before])), "slo/ttft")
+    assert found.status == "pass", found.reason
+
+
 def test_nothing_is_a_share_of_nothing() -> None:
     assert "is 0" in held("p(50)<=baseline+10%", spread(100, 1), [0.0] * 100).reason
 

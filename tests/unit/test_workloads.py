@@ -226,6 +226,12 @@ def test_pods_that_wait_for_another_reason_fail() -> None:
     assert "Insufficient nvidia.com/gpu" in check(results, "workload/trainers/because").reason
 
 
+def test_of_one_pod_that_waits_for_another_reason_its_words_are_told() -> None:
+    other = PodEvent(t=12, workload="trainers", pod="trainers-6", state="waiting", message="no claim yet")
+    found = check(judge(history(pods=[*PODS, other])), "workload/trainers/because")
+    assert (found.status, found.reason) == ("fail", "of trainers-6 the scheduler said: no claim yet")
+
+
 def test_what_was_said_of_pods_that_waited_for_a_moment_only_does_not_count_beside_those_that_still_wait() -> None:
     early = PodEvent(t=10.1, workload="trainers", pod="trainers-1", state="waiting", message="no claim yet")
     assert judge(history(pods=[early, *PODS])).verdict == "pass"
