@@ -64,7 +64,7 @@ def _count(pods: Pods, selector: Selector, expression: Expression, asked: int) -
     if not chance and expression.holds(0.0):
         return Figure(None, None, 0, nothing)
     per = asked if expression.aggregation == "rate" else 1
-    return Figure(Fraction(many, per), Fraction(many + stuck, per), asked, why if stuck else "")
+    return Figure(Fraction(many, per), Fraction(many + stuck, per), asked, why)
 
 
 def _places(found: Sequence[Watched], name: str, expression: Expression, asked: int) -> Figure:

@@ -55,6 +55,7 @@ def of_the_main_scenario() -> list[Row]:
                         begun = psutil.cpu_times()
                         _sandbox("run", str(MAIN), "--cluster-name", CLUSTER, "--runs", str(runs), checked=False)
                         seen.append((_results(runs), _busy_share(begun)))
+                        sys.stdout.write(f"beside {name}: {seen[-1][0]['verdict']}\n")
                 found.append(_row(name, "the main scenario", seen))
         finally:
             _sandbox("down", CLUSTER)

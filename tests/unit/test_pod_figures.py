@@ -13,7 +13,7 @@ from sandbox import metrics
 from sandbox.judge import workloads
 from sandbox.metrics import pods as pods_
 from sandbox.spec.slo import parse_expression, parse_selector
-from sandbox.timeline import GpuNodes, PodEvent
+from sandbox.timeline import GpuNodes, PodEvent, WorkloadStarted
 
 NO_PODS: list[PodEvent] = []
 PRINTED = [
@@ -248,3 +248,56 @@ def test_a_pod_that_ended_ran_only_if_it_was_seen_to_run() -> None:
         "trainers-7": (False, False, False),
         "trainers-8": (True, False, False),
     }
+
+
+# refused once it was there, as an admission that came late would have it; one that is there; one of which less is told
+TAKEN_BACK = [*pod(1, "created", "refused"), *pod(2, "created"), *pod(3, "waiting")]
+
+
+def test_what_was_refused_was_not_created_and_what_nobody_saw_created_was_not_either() -> None:
+    assert observed(TAKEN_BACK, "pods_created", "value>=0").value == 1
+    (row,) = pods_.summarise(metrics.record(history(pods=TAKEN_BACK), workloads={"trainers": ""}).pods)
+    assert (row.created, row.refused) == (1, 1)
+    for only in (TAKEN_BACK[:2], TAKEN_BACK[-1:]):
+        seen = observed(only, "pods_lost", "value==0")
+        assert (seen.value, seen.why) == (None, NOBODY_CAME)
+
+
+@pytest.mark.parametrize(("because", "many"), [("Insufficient", 2), ("no such words", 0), ("", 0)])
+def test_pods_wait_because_of_something_only_where_the_scheduler_said_so(because: str, many: int) -> None:
+    rec = metrics.record(history(pods=[*PODS, *pod(7, "created")]), workloads={"trainers": because})
+    seen = metrics.observe(rec, parse_selector("pods_because"), parse_expression("value>=0", "pods_because"))
+    assert seen.value == many
+
+
+def test_of_two_workloads_one_that_was_not_watched_to_its_end_leaves_all_open() -> None:
+    events = history(pods=PODS)
+    both = [*events[:2], WorkloadStarted(t=9.8, workload="others", pods=1), *events[2:]]
+    rec = metrics.record(both, workloads={"trainers": "", "others": ""})
+    every = parse_expression("value>=0", "pods_running")
+    assert metrics.observe(rec, parse_selector("pods_running"), every).value is None
+    assert metrics.observe(rec, parse_selector("pods_running{workload:trainers}"), every).value == 4
+
+
+def test_a_pod_that_succeeded_and_was_then_deleted_ran() -> None:
+    lives = metrics.record(history(pods=pod(1, "created", "succeeded", "lost")), workloads={"trainers": ""}).pods
+    assert lives.workloads["trainers"].pods["trainers-1"].ran
+
+
+def test_pods_that_were_deleted_before_they_got_a_node_have_no_rate() -> None:
+    lives = metrics.record(history(pods=pod(1, "created", "lost")), workloads={"trainers": ""}).pods
+    assert pods_.scheduling_rate(list(lives.workloads.values())) is None
+
+
+def test_each_pod_holds_the_gpus_that_it_asked_for() -> None:
+    assert pods_.gpus_of(pods_.Watched("trainers", 2, 4), [pods_.Pod("a"), pods_.Pod("b")]) == 8
+
+
+def test_the_table_takes_the_middle_of_two_and_no_words_of_pods_that_run() -> None:
+    two = [
+        *pod(1, "created", "scheduled", "running", running="hello"),
+        *pod(2, "created", "waiting", "scheduled", "running"),
+    ]
+    (row,) = pods_.summarise(metrics.record(history(pods=two), workloads={"trainers": ""}).pods)
+    assert row.scheduling_seconds == pytest.approx({"p50": 0.75, "p99": 0.995, "max": 1.0})
+    assert row.said == []
