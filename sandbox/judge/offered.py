@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sandbox.metrics import SLACK, Floats, Record
+from sandbox.metrics import SLACK, Floats, Mask, Record
 from sandbox.spec.results import Check
 from sandbox.spec.scenario import Scenario
 from sandbox.timeline import Event, LoadStarted
@@ -31,7 +31,7 @@ def offered_checks(scenario: Scenario, timeline: Sequence[Event], rec: Record) -
     return [_users(rec) if closed else _arrivals(rec), _bounds(timeline, rec)]
 
 
-def _stretches(rec: Record, moments: Floats, amounts: Sequence[Floats]) -> Iterator[tuple[str, list[float]]]:
+def _stretches(rec: Record, moments: Floats, amounts: Sequence[Floats | Mask]) -> Iterator[tuple[str, list[float]]]:
     """Yield each phase and each five seconds of the load, with the sums of some amounts of its requests.
 
     `moments`: when a request counts.
@@ -42,7 +42,7 @@ def _stretches(rec: Record, moments: Floats, amounts: Sequence[Floats]) -> Itera
             yield f"the phase {window.name}", [float(each[chosen].sum()) for each in amounts]
     begin = rec.load_started or 0.0
     numbers, places = np.unique(np.floor((moments - begin) / _EACH), return_inverse=True)
-    sums = [np.bincount(places, weights=each, minlength=len(numbers)) for each in amounts]
+    sums = [np.bincount(places, weights=each) for each in amounts]
     for place, number in enumerate(numbers):
         start = begin + float(number) * _EACH
         yield f"{start:.1f} s to {start + _EACH:.1f} s", [float(each[place]) for each in sums]
@@ -55,7 +55,7 @@ def _arrivals(rec: Record) -> Check:
     due = ~table.ended("dropped")
     late = due & (np.nan_to_num(table.time("sent") - scheduled) > SLACK)
     broken = []
-    for name, (many, missing) in _stretches(rec, scheduled, [due.astype(float), late.astype(float)]):
+    for name, (many, missing) in _stretches(rec, scheduled, [due, late]):
         if missing > 1 and missing * _MISSING > many:
             broken.append(f"{name}: {missing:.0f} of {many:.0f} due requests did not begin within {SLACK:g} s")
     return _check(

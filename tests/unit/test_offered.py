@@ -10,7 +10,7 @@ from test_judge import LOAD_AT, SCENARIO, check, history, request, scenario
 
 from sandbox.judge import weigh as judge
 from sandbox.spec.results import Results
-from sandbox.timeline import ClientBeat, Request
+from sandbox.timeline import ClientBeat, Event, LoadStarted, Request
 
 EASY = {"ttft": ["p(50)<=10s"]}
 
@@ -80,6 +80,22 @@ def test_a_quarter_of_a_second_late_is_in_time() -> None:
     assert check(judged(late), "validity/offered").status == "pass"
 
 
+@pytest.mark.parametrize(("late", "status"), [(0.25, "pass"), (0.2500001, "invalid")])
+def test_in_time_is_a_quarter_of_a_second_and_no_more(late: float, status: str) -> None:
+    requests = [known(request(LOAD_AT + n * 2.0)) for n in range(15)]
+    requests = [each.model_copy(update={"sent": each.scheduled + late}) for each in requests]
+    found = check(judged(requests), "validity/offered")
+    assert found.status == status
+    assert bool(found.reason) == bool(found.evidence) == (status == "invalid")
+
+
+def test_of_forty_due_in_five_seconds_two_may_begin_late() -> None:
+    requests = [known(request(LOAD_AT + n / 8)) for n in range(240)]
+    requests[80:82] = [each.model_copy(update={"sent": each.scheduled + 0.3}) for each in requests[80:82]]
+    found = check(judged(requests), "validity/offered")
+    assert (found.status, found.observed) == ("pass", "238 of 240 due requests began in time")
+
+
 def test_what_was_dropped_is_an_outcome_and_no_load_that_was_not_offered() -> None:
     dropped = [Request(t=LOAD_AT + 20, scheduled=LOAD_AT + 20, sent=None, outcome="dropped") for _ in range(100)]
     assert check(judged([*answers(), *dropped]), "validity/offered").status == "pass"
@@ -134,3 +150,53 @@ def test_one_token_later_than_the_client_says_shows_that_no_bound_is_to_be_belie
     found = check(judge(history(spec=spec, requests=answers(), faults=[], extra=[*one])), "validity/bounds")
     assert found.status == "invalid"
     assert "20.0 ms" in found.reason
+
+
+NOT_CALIBRATED = "the client was to be calibrated, and wrote nothing of it; see load.log beside the timeline"
+WROTE_NOTHING = "the load client wrote nothing of itself; see load.log beside the timeline"
+NOT_BORNE_OUT = (
+    "30 tokens of known send time were read up to 1000.0 ms later than the client says: "
+    "its bounds are not to be believed"
+)
+
+
+def bounds(asked: dict[str, Any], told: list[ClientBeat]) -> tuple[str, str, str]:
+    """Of a load that was asked for so, with these beats and no others: status, what was observed, and why."""
+    events: list[Event] = []
+    for event in history(spec=scenario(faults=[], slo=EASY), requests=answers(), faults=[], extra=[*told]):
+        if isinstance(event, LoadStarted):
+            events.append(event.model_copy(update={"asked": asked}))
+        elif not isinstance(event, ClientBeat) or event in told:
+            events.append(event)
+    found = check(judge(events), "validity/bounds")
+    return found.status, found.observed, found.reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "expected"),
+    [
+        ({}, beats(), ("pass", "never calibrated", "")),
+        ({"calibrated": False}, beats(), ("pass", "never calibrated", "")),
+        ({"calibrated": True}, beats(calibrated=2, checked=2), ("pass", "0 of 60 tokens of known send time were", "")),
+        (
+            {"calibrated": True}, beats(),
+            ("invalid", "never calibrated", NOT_CALIBRATED),
+        ),
+        (
+            {}, beats(calibrated=10, checked=10, uncovered=1, uncovered_by=1.0),
+            (
+                "invalid", "30 of 300 tokens of known send time were",
+                NOT_BORNE_OUT,
+            ),
+        ),
+        (
+            {}, [],
+            ("invalid", "never calibrated", WROTE_NOTHING),
+        ),
+    ],
+    ids=["not asked for", "asked for none", "borne out", "nothing written", "not borne out", "no beat"],
+)  # fmt: skip
+def test_what_the_client_says_of_itself_is_borne_out_or_not_believed(
+    asked: dict[str, Any], told: list[ClientBeat], expected: tuple[str, str, str]
+) -> None:
+    assert bounds(asked, told) == expected

@@ -107,3 +107,18 @@ def test_the_end_of_a_run_is_there_once_and_last() -> None:
     assert "is missing" in next(iter(integrity._end([one])))
     assert list(integrity._end([closing, one])) == ["run.finished is line 1 of 2, and has to be the last"]
     assert list(integrity._end([closing, one, closing])) == ["run.finished is line 1, 3 of 3, and has to be the last"]
+    assert list(integrity._end([one, closing, closing])) == ["run.finished is line 2, 3 of 3, and has to be the last"]
+
+
+def test_each_writer_is_held_to_its_own_count_whatever_the_others_are() -> None:
+    """One that nobody closed does not keep the next from being looked at, and one that closed twice is told."""
+    lines = [note("nobody's", 0, 0.5), note("a", 0, 0.5), note("a", 1, 0.6), end("a")]
+    assert list(integrity._tallies(lines)) == [
+        "nobody's wrote 1 lines, and no closing line tells how many",
+        "a wrote 1 lines note, and the timeline holds 2",
+    ]
+    twice = [note("a", 0, 0.5), end("a"), end("a")]
+    assert list(integrity._tallies(twice)) == ["a wrote 1 lines run.finished, and the timeline holds 2"]
+    other = LoadFinished(t=2.0, writer="load", seq=0, written=2.0, attempted=0)
+    assert list(integrity._tallies([other])) == []
+    assert list(integrity._tallies([other, other])) == []  # how often it closed is said by its numbers
