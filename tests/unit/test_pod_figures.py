@@ -96,6 +96,8 @@ def test_workloads_that_the_scenario_does_not_have_have_no_figure() -> None:
         expression = "max<=1s" if metric == "scheduling_seconds" else "value>=0"
         seen = observed(PODS, f"{metric}{{workload:others}}", expression)
         assert (seen.value, seen.samples, seen.why) == (None, 0, "")
+    counted = observed(PODS, "scheduling_seconds{workload:others}", "count>=1")
+    assert (counted.value, counted.samples) == (None, 0)
 
 
 @pytest.mark.parametrize(
