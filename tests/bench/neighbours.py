@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sandbox.errors import EnvironmentMissing
 
-LONGEST = 900  # seconds: what still runs then ends by itself
+LONGEST = 1800  # seconds: what still runs then ends by itself
 _LOOP = f"import time\nend = time.monotonic() + {LONGEST}\nwhile time.monotonic() < end: pass"
 _COMPILE = "while :; do go build -a -p 1 -o /dev/null std || exit 1; done"
 _CLUSTER = "while :; do {sandbox} up trio --name neighbour && {sandbox} down neighbour || exit 1; done"
