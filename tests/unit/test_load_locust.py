@@ -48,7 +48,7 @@ class Visitor(StreamingUser):
     def ask(self):
         answer = self.client.chat([{"role": "user", "content": "hi"}], max_tokens=5, name="ask")
         assert answer.ok == (answer.outcome == "ok")
-        assert not answer.ok or (len(answer.text.split()) == 5 and 0 < answer.ttft < answer.e2e)
+        assert not answer.ok or (len(answer.text.split()) == 5 and 0 < answer.ttft <= answer.e2e)
 """
 
 
@@ -237,6 +237,7 @@ def test_a_streaming_users_requests_keep_all_their_times_and_count_once(tmp_path
         served = server.served()
     done = requests(events)
     assert Counter(request.outcome for request in done) == Counter(OUTCOMES[line.kind] for line in served)
+    spread = 0.0
     for request in done:
         assert request.tags == {"model": MODEL, "profile": "own", "name": "ask"}
         assert request.scheduled == request.sent
@@ -244,11 +245,14 @@ def test_a_streaming_users_requests_keep_all_their_times_and_count_once(tmp_path
             assert request.sent is not None
             assert request.first is not None
             assert request.last is not None
-            assert request.sent + 0.03 <= request.first < request.last <= request.t
+            # A busy machine may read all of a stream at once: only the widest spread says that both are kept.
+            assert request.sent + 0.03 <= request.first <= request.last <= request.t
+            spread = max(spread, request.last - request.first)
             assert (request.chunks, request.tokens, len(request.gaps)) == (5, 5, 4)
             assert request.uncertainty is not None
             assert len(request.uncertainty) == 5
             assert None not in (request.connect_uncertainty, request.end_uncertainty, request.content_bytes)
+    assert spread >= 0.03
 
 
 HTTP = """
