@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sandbox.spec.results import Results
 
 _CLUSTERS = pytest.StashKey["Clusters"]()
+_LEFT = pytest.StashKey["SandboxError"]()
 _HOMES = pytest.StashKey[dict[Path, bool]]()
 _SUFFIXES = (".yaml", ".yml")
 
@@ -45,11 +46,25 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(pytest_k8s, "ai_k8s_sandbox_k8s")
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Take down what the session brought up."""
-    clusters = config.stash.get(_CLUSTERS, None)
-    if clusters is not None:
-        clusters.close()
+@pytest.hookimpl(trylast=True)  # after the tear-down of what tests have on the clusters
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Take down what the session brought up; a cluster that stays makes the session fail."""
+
+    try:
+        session.config.stash[_CLUSTERS].close()
+    except SandboxError as err:
+        if not session.config.pluginmanager.hasplugin("terminalreporter"):
+            raise
+        session.config.stash[_LEFT] = err
+        if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say which cluster stays, and what to do."""
+    if (left := config.stash.get(_LEFT, None)) is not None:
+        terminalreporter.section("a cluster was not removed", red=True)
+        terminalreporter.line(str(left))
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:

@@ -60,8 +60,8 @@ steadyState: [k8s.ready]
 """
 
 
-def ran(tmp_path: Path, *names: str) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "conftest.py").write_text(CONFTEST)
+def ran(tmp_path: Path, *names: str, more: str = "") -> subprocess.CompletedProcess[str]:
+    (tmp_path / "conftest.py").write_text(CONFTEST + more)
     for name in names:
         (tmp_path / f"{name}.yaml").write_text(WHOLE.replace("NAME", name))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
@@ -76,6 +76,28 @@ def test_a_scenario_passes_only_with_the_verdict_pass_and_else_shows_its_checks(
     assert "1 failed, 1 passed" in done.stdout
     assert "fail: openai.chat after the load" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+OTHERS = """
+from sandbox.errors import NotOurs
+
+
+def refuse(name):
+    raise NotOurs("what this sandbox did not make is on its network", where=name, fix="docker network disconnect")
+
+
+pytest_plugin.Clusters.up = lambda self, shape, name=None: self._names.append("solo")
+import sandbox.suite
+sandbox.suite.release = refuse
+"""
+
+
+def test_a_cluster_that_stays_fails_the_session_and_is_told_of_without_a_traceback(tmp_path: Path) -> None:
+    done = ran(tmp_path, "it-held", more=OTHERS)
+    assert done.returncode == 1
+    assert "1 passed" in done.stdout
+    assert "solo: what this sandbox did not make is on its network\n  fix: docker network disconnect" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_an_interrupted_scenario_ends_the_session(tmp_path: Path) -> None:
