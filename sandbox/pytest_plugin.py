@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sandbox.spec.results import Results
 
 _CLUSTERS = pytest.StashKey["Clusters"]()
-_LEFT = pytest.StashKey["SandboxError"]()
+_LEFT = pytest.StashKey[str]()
 _HOMES = pytest.StashKey[dict[Path, bool]]()
 _SUFFIXES = (".yaml", ".yml")
 
@@ -49,13 +49,14 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)  # after the tear-down of what tests have on the clusters
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Take down what the session brought up; a cluster that stays makes the session fail."""
+    from sandbox.errors import SandboxError
 
     try:
         session.config.stash[_CLUSTERS].close()
     except SandboxError as err:
         if not session.config.pluginmanager.hasplugin("terminalreporter"):
             raise
-        session.config.stash[_LEFT] = err
+        session.config.stash[_LEFT] = str(err)
         if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -64,7 +65,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Say which cluster stays, and what to do."""
     if (left := config.stash.get(_LEFT, None)) is not None:
         terminalreporter.section("a cluster was not removed", red=True)
-        terminalreporter.line(str(left))
+        terminalreporter.line(left)
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:

@@ -15,12 +15,12 @@ from sandbox.attacks.catalogue import build, fill
 from sandbox.attacks.denial import denied_by, said
 from sandbox.errors import ClusterError, DeadlineExceeded, SandboxError, Unproven
 from sandbox.kube import ExecResult, Kube, Object, Response, Seen, wait_for
-from sandbox.kube.conditions import is_ready
 from sandbox.kube.guardrails import Tenant
 from sandbox.spec.attack import ApiCall, Attempt, Create, Packet, Try
 
 Outcome = Literal["denied", "succeeded", "error"]
 _ARRIVES_WITHIN = 20.0
+_ANSWERS_WITHIN = 5.0  # half of what the twins' own commands wait for an answer
 _NOT_RUN = 126  # a shell's own words: 126 and 127 not started, above that killed by a signal
 _MODEL = "ai-k8s-sandbox/role=model"
 
@@ -229,23 +229,38 @@ def _arrived(kube: Kube, namespace: str, pod: str, command: Sequence[str]) -> Ex
 
 
 def _allowed_packet(scene: _Scene, packet: Packet) -> _Answer:
-    """The twin's packet has to arrive."""
+    """The twin's packet has to arrive; denied by the network only where the model answers us and the packet is lost.
+
+    On a busy machine both are slow. So the model is asked before and after the packet that decides, and a command that
+    was too slow to come to its end decides nothing.
+    """
     command = fill(packet.command, scene.variables)
+    tenant, why = scene.tenant, ""
     try:
-        sent = _arrived(scene.actor, scene.tenant.namespace, scene.tenant.pod, command)
+        sent = _arrived(scene.actor, tenant.namespace, tenant.pod, command)
     except DeadlineExceeded as error:
         why = f"{error.what}: {'; '.join(error.details)}"
-        if _serving(scene):
-            return _Answer("denied", "N", why)
-        return _Answer("error", "", f"{why} (no pod of the model is ready, so this says nothing about the network)")
+        before = _model_answers(scene)
+        sent = _exec(scene.actor, tenant.namespace, tenant.pod, command)
+        if _ran(sent) and sent.code != 0:
+            if before and _model_answers(scene):
+                return _Answer("denied", "N", why)
+            silent = f"nor did the model answer the administrator within {_ANSWERS_WITHIN:g} s"
+            return _Answer("error", "", f"{why} ({silent}, so this says nothing about the network)")
     if not _ran(sent):
         return _Answer("error", "", f"the command could not be run: {_words(sent)}")
     return _Answer("succeeded", "", f"`{' '.join(command)}` arrived")
 
 
-def _serving(scene: _Scene) -> bool:
-    pods = scene.admin.list("v1", "Pod", scene.tenant.platform, label_selector=_MODEL)
-    return any(is_ready(pod) for pod in pods)
+def _model_answers(scene: _Scene) -> bool:
+    """Ask the model through the API server's proxy, which the tenant's policies do not select."""
+    service = _model_service(scene.admin, scene.tenant)
+    name, port = service["metadata"]["name"], service["spec"]["ports"][0]["port"]
+    path = f"/api/v1/namespaces/{scene.tenant.platform}/services/http:{name}:{port}/proxy/v1/models"
+    begun = time.monotonic()
+    with suppress(SandboxError):
+        return scene.admin.request("GET", path).ok and time.monotonic() - begun <= _ANSWERS_WITHIN
+    return False
 
 
 def _ran(result: ExecResult) -> bool:
@@ -269,11 +284,16 @@ def _node_address(kube: Kube) -> str:
     raise ClusterError("no node has an InternalIP", fix="sandbox status")
 
 
-def _model_address(kube: Kube, tenant: Tenant) -> dict[str, str]:
+def _model_service(kube: Kube, tenant: Tenant) -> Object:
     services = kube.list("v1", "Service", tenant.platform, label_selector=_MODEL)
     if not services:
         raise Unproven(f"no Service with {_MODEL} in {tenant.platform}", fix="deploy a stack there first")
-    meta, spec = services[0]["metadata"], services[0]["spec"]
+    return services[0]
+
+
+def _model_address(kube: Kube, tenant: Tenant) -> dict[str, str]:
+    service = _model_service(kube, tenant)
+    meta, spec = service["metadata"], service["spec"]
     return {
         "modelHost": f"{meta['name']}.{meta['namespace']}.svc.cluster.local",
         "modelIP": str(spec["clusterIP"]),

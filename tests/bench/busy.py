@@ -15,12 +15,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
-from sandbox.load.golden import MODEL, GoldenSettings, golden
+from sandbox.load.golden import MODEL, GoldenSettings, Served, golden
+from sandbox.timeline import Request, read
 from tests.bench.neighbours import NEIGHBOURS
 from tests.bench.peers.kinds import Width
-from tests.bench.peers.truth import truth
+from tests.bench.peers.truth import during
 
 ROOT = Path(__file__).parents[2]
 MAIN = ROOT / "scenarios" / "chaos" / "survive-a-lost-replica.yaml"
@@ -78,29 +80,50 @@ def of_known_times() -> list[Row]:
     return found
 
 
-def _loads() -> list[tuple[dict[str, Any], float]]:
+def _loads() -> list[tuple[dict[str, Any], tuple[float, float]]]:
+    """One load: its results, and between what the p90 of its TTFT lies in milliseconds."""
     with tempfile.TemporaryDirectory(prefix="sandbox-bench-") as folder:
-        log = Path(folder) / "served.jsonl"
+        log, runs = Path(folder) / "served.jsonl", Path(folder) / "runs"
         with golden(GoldenSettings(first=0.1, gap=0.05, tokens=_WIDTH.tokens, log=log)) as server:
             bounds = [f"ttft: p(90)<={bound}ms" for bound in (*_BOUNDS_MS, round(100 * _CLOSE))]
             options = [each for bound in bounds for each in ("--slo", bound)]
             _sandbox(
                 "load", server.url, "--model", MODEL, "--process", "constant", "--rate", f"{_WIDTH.rate:g}",
-                "--for", f"{_WIDTH.seconds:g}s", "--runs", str(Path(folder) / "runs"), *options, checked=False,
+                "--for", f"{_WIDTH.seconds:g}s", "--runs", str(runs), *options, checked=False,
             )  # fmt: skip
-            seen = truth(server.served(), _WIDTH)
-        results = _results(Path(folder) / "runs")
-    return [(results, seen.ttft_p90)] if seen else []
+            load = during(server.served())
+        true = _between(load, next(runs.iterdir()))
+        return [(_results(runs), true)] if true else []
 
 
-def _compared(check: dict[str, Any], true: float) -> str:
-    """A check's verdict beside the one by the server's own times."""
+def _between(load: list[Served], run: Path) -> tuple[float, float] | None:
+    """What the p90 of the TTFT lies between, in milliseconds; None: client and server count different requests.
+
+    The server reads a request late on a busy machine, so from there its time is too short. The client may stand still
+    between its clock and its sending, so from there it is too long.
+    """
+    epoch = json.loads((run / "load-plan.json").read_text())["epoch_ns"]
+    events = [event for event in read(run / "timeline.jsonl") if isinstance(event, Request)]
+    sent = sorted(epoch + event.sent * 1e9 for event in events if event.sent is not None)
+    if not load or len(sent) != len(load):
+        return None
+    first = [line.sent[0] for line in load]
+    read_at = [line.received for line in load]
+    low, high = (float(np.percentile(np.subtract(first, each), 90)) / 1e6 for each in (read_at, sent))
+    return low, high
+
+
+def _compared(check: dict[str, Any], true: tuple[float, float]) -> str:
+    """A check's verdict beside the one by exact times."""
     bound = float(check["expected"].removeprefix("p(90)<=").removesuffix("ms"))
-    exact = "pass" if true <= bound else "fail"
-    if check["status"] == exact:
-        return f"right ({exact})"
-    near = abs(true - bound) <= bound * (_CLOSE - 1) * 2
-    return f"{check['status']} where {exact} is true{', bound close to the figure' if near else ''}"
+    exact = {"pass" if each <= bound else "fail" for each in true}
+    status = check["status"]
+    if len(exact) == 2:
+        return f"{status} where the bound lies between the server's time and the client's"
+    if status in exact:
+        return f"right ({status})"
+    told = f"{status} where {exact.pop()} is true"
+    return f"{told}, bound close to the figure" if abs(true[0] - bound) <= bound * (_CLOSE - 1) * 2 else told
 
 
 def _row(name: str, what: str, seen: list[tuple[dict[str, Any], float]]) -> Row:

@@ -51,7 +51,7 @@ def compilers() -> Iterator[None]:
     if not shutil.which("go"):
         raise EnvironmentMissing("there is no Go compiler", fix="sandbox images build, which brings it, or install Go")
     with tempfile.TemporaryDirectory(prefix="sandbox-bench-") as folder:
-        env = {**os.environ, "GOCACHE": str(Path(folder) / "cache"), "GOFLAGS": "-mod=mod"}
+        env = {**os.environ, "GOCACHE": str(Path(folder) / "cache"), "TMPDIR": folder}
         with _busy(["sh", "-c", _COMPILE], 4, env, Path(folder)):
             yield
 

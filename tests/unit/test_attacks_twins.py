@@ -6,11 +6,14 @@ import pytest
 from test_attacks import BY_ID, CREATED, GUARDED, POD_SECURITY, PODS, TENANT, both, packets
 
 from sandbox import attacks
-from sandbox.kube import Kube
+from sandbox.attacks import AttackResult
+from sandbox.errors import DeadlineExceeded
+from sandbox.kube import ExecResult, Kube
 from tests.unit.api_server import CORE, Answer, ApiServer, core
 
 __all__ = ["both"]  # a fixture
-MODELS = "/api/v1/namespaces/inference/pods"
+PORT = {"port": 8000}
+MODEL = "/api/v1/namespaces/inference/services/http:m:8000/proxy/v1/models"
 
 
 def test_the_twin_is_the_allowed_way_and_not_the_attempt_once_more(both: tuple[ApiServer, Kube]) -> None:
@@ -22,33 +25,70 @@ def test_the_twin_is_the_allowed_way_and_not_the_attempt_once_more(both: tuple[A
     assert "'privileged': True" not in str(twin)
 
 
+UP, DOWN = Answer(200, {"data": []}), Answer(503, {})
+
+
 @pytest.mark.parametrize(
-    ("models", "outcome", "by"),
+    ("model", "then", "outcome"),
     [
-        ([{"type": "Ready", "status": "True"}], "denied", "N"),
-        ([{"type": "Ready", "status": "False"}], "error", ""),
-        (None, "error", ""),
+        ([UP], 1, "denied"),
+        ([DOWN], 1, "error"),
+        ([UP, DOWN], 1, "error"),
+        ([DOWN, UP], 1, "error"),
+        ([UP], 0, "succeeded"),
+        ([UP], 137, "error"),
     ],
 )
-def test_a_twins_packet_that_does_not_arrive_is_denied_only_where_somebody_serves(
+def test_a_twins_packet_that_does_not_arrive_is_denied_only_while_the_model_answers_us(
     both: tuple[ApiServer, Kube],
     monkeypatch: pytest.MonkeyPatch,
-    models: list[dict[str, str]] | None,
+    model: list[Answer],
+    then: int,
     outcome: str,
-    by: str,
 ) -> None:
+    server, _ = both
+
+    def send(self: Kube, namespace: str, pod: str, *_: object, **__: object) -> ExecResult:
+        return ExecResult(0 if pod == "free" else then if server.seen("GET", MODEL) else 1, "", "timed out")
+
+    packets(monkeypatch, {})
+    monkeypatch.setattr(Kube, "exec", send)
+    twin = another_tenants_pod(both, monkeypatch, model)
+    assert (twin.outcome, twin.by) == (outcome, "N" if outcome == "denied" else ""), twin.message
+
+
+def test_a_twins_command_that_does_not_end_is_not_denied(
+    both: tuple[ApiServer, Kube], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: object, **__: object) -> None:
+        raise DeadlineExceeded("`nc` did not end within 20 s")
+
+    monkeypatch.setattr(Kube, "exec", slow)
+    twin = another_tenants_pod(both, monkeypatch, [UP])
+    assert (twin.outcome, twin.by) == ("error", ""), twin.message
+
+
+def test_a_model_that_answers_us_late_proves_no_more_than_one_that_does_not(
+    both: tuple[ApiServer, Kube], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandbox.attacks.run._ANSWERS_WITHIN", -1.0)
+    packets(monkeypatch, {"workbench": [1], "free": [0], "locked": [1]})
+    assert another_tenants_pod(both, monkeypatch, [UP]).outcome == "error"
+
+
+def another_tenants_pod(
+    both: tuple[ApiServer, Kube], monkeypatch: pytest.MonkeyPatch, model: list[Answer]
+) -> AttackResult:
+    """The twin's result where the model answers the administrator like that."""
     server, kube = both
-    meta = {"name": "m", "namespace": "inference"}
-    service = {"metadata": meta, "spec": {"clusterIP": "10.2.0.1", "ports": [{"port": 8000}]}}
+    service = {"metadata": {"name": "m", "namespace": "inference"}, "spec": {"clusterIP": "10.2.0.1", "ports": [PORT]}}
     kinds = core(("services", "Service", True))["resources"]
     monkeypatch.setitem(CORE, "resources", [*CORE["resources"], *kinds])
-    pods = [] if models is None else [{"metadata": {"name": "m-1"}, "status": {"conditions": models}}]
     server.on("GET", "/api/v1/namespaces/inference/services", listed([service]))
-    server.on("GET", MODELS, listed(pods))
+    server.on("GET", MODEL, *model)
     server.on("GET", "/api/v1/namespaces/tenant-b/pods/victim", Answer(200, {"status": {"podIP": "10.1.0.1"}}))
-    packets(monkeypatch, {"workbench": [1], "free": [0], "locked": [1]})
     _, twin = attacks.make(kube, GUARDED, BY_ID["77-another-tenants-pod"])
-    assert (twin.outcome, twin.by) == (outcome, by), twin.message
+    return twin
 
 
 def listed(items: list[dict[str, object]]) -> Answer:

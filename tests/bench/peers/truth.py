@@ -39,7 +39,7 @@ class Truth:
 
 def truth(served: list[Served], width: Width) -> Truth | None:
     """What the log says; None: no stream ever began. A client's probes before the load are left out."""
-    load = _longest([line for line in served if line.sent])
+    load = during(served)
     if not load:
         return None
     whole = [line for line in load if len(line.sent) == width.tokens]
@@ -59,6 +59,11 @@ def truth(served: list[Served], width: Width) -> Truth | None:
         late_p99=float(np.percentile(np.concatenate(late), 99)),
         streams=_at_once(load, begin + int(width.answer * 1e9), load[-1].received),
     )
+
+
+def during(served: list[Served]) -> list[Served]:
+    """The requests of the load, in the order in which they came: a client's probes before it are left out."""
+    return _longest([line for line in served if line.sent])
 
 
 def _at_once(load: list[Served], low: int, high: int) -> float:
