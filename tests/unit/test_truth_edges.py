@@ -126,6 +126,10 @@ GIVEN_UP = known(request(AT, "timeout", took=4.0), 0.5, connect_uncertainty=0.25
 BEGUN = GIVEN_UP.model_copy(
     update={"first": AT + 1.0, "last": AT + 1.0, "chunks": 1, "uncertainty": [0.25], "gaps": []}
 )
+# the same, with two chunks more
+GOING_ON = BEGUN.model_copy(
+    update={"last": AT + 2.0, "chunks": 3, "tokens": 3, "uncertainty": [0.25] * 3, "gaps": [0.5, 0.5]}
+)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +143,7 @@ BEGUN = GIVEN_UP.model_copy(
         (GIVEN_UP, {"ttft": 3.249}, "no"),  # nothing had come by then
         (GIVEN_UP, {"tpot": 0.001}, "perhaps"),
         (GIVEN_UP, {"tpot": 0.001, "e2e": 1.0}, "no"),
+        (GOING_ON, {"tpot": 0.001}, "perhaps"),  # all the others may have come at once
         (BEGUN, {"ttft": 0.5}, "perhaps"),
         (BEGUN, {"ttft": 0.499}, "no"),
         (BEGUN, {"ntpot": 0.5}, "perhaps"),
