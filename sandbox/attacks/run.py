@@ -177,18 +177,21 @@ def _judged(answer: Response, success: str) -> _Answer:
 def _packet(scene: _Scene, packet: Packet) -> _Answer:
     """The attempt's packet: denied by the network only if the same packet would have arrived without a policy.
 
-    One that does not arrive may be lost, or its target be slow. So it counts only after the free pod's did arrive,
-    and is then sent once more.
+    One that does not arrive may be lost, or the machine be slow. So it counts only after the free pod's did arrive, is
+    then sent once more, and the free pod's has to arrive after it too, at the first try.
+
+    Raises:
+        Unproven: one of the controls did not hold.
     """
     command = fill(packet.command, scene.variables)
     tenant = scene.tenant
     if tenant.neighbour is None:
-        return _Answer("error", "", "no neighbour to prove by that the target answers and policies are enforced")
+        raise Unproven("no neighbour to prove by that the target answers and policies are enforced")
     space, free, locked = tenant.neighbour.namespace, tenant.neighbour.free, tenant.neighbour.locked
     sent = _exec(scene.actor, tenant.namespace, tenant.pod, command)
     lost = _ran(sent) and sent.code != 0
     if lost and (problem := _never_arrives(scene.admin, space, free, command)):
-        return _Answer("error", "", f"nor from {space}/{free}, which is free to: {problem}")
+        raise Unproven(f"nor from {space}/{free}, which is free to: {problem}")
     with ThreadPoolExecutor() as pool:  # where it is stopped, each takes its seconds to say so
         held = pool.submit(_exec, scene.admin, space, locked, command)
         if lost:
@@ -196,12 +199,16 @@ def _packet(scene: _Scene, packet: Packet) -> _Answer:
     stopped = held.result()
     for pod, result in ((f"{tenant.namespace}/{tenant.pod}", sent), (f"{space}/{locked}", stopped)):
         if not _ran(result):
-            return _Answer("error", "", f"the command could not be run in {pod}: {_words(result)}")
+            raise Unproven(f"the command could not be run in {pod}: {_words(result)}")
     if stopped.code == 0:
         why = "nothing enforces policies on the way there"
-        return _Answer("error", "", f"a packet of {space}/{locked}, which may send none, arrived: {why}")
+        raise Unproven(f"a packet of {space}/{locked}, which may send none, arrived: {why}")
     if sent.code == 0:
         return _Answer("succeeded", "", f"`{' '.join(command)}` arrived from pod {tenant.namespace}/{tenant.pod}")
+    after = _exec(scene.admin, space, free, command)
+    if after.code != 0:
+        why = "so the target is too slow to tell"
+        raise Unproven(f"nor did the next from {space}/{free}, which is free to: {_words(after)}, {why}")
     return _Answer("denied", "N", f"{_words(sent)}; the same from {space}/{free}, which no policy selects, arrived")
 
 

@@ -254,6 +254,8 @@ def packets(monkeypatch: pytest.MonkeyPatch, codes: dict[str, list[int]]) -> Non
         ({"workbench": [139], "free": [0], "locked": [1]}, "error", ""),  # crashed
         ({"workbench": [1, 139], "free": [0], "locked": [1]}, "error", ""),
         ({"workbench": [1], "free": [127], "locked": [1]}, "error", ""),
+        ({"workbench": [1], "free": [0, 1], "locked": [1]}, "error", ""),  # the target became slow
+        ({"workbench": [1], "free": [0, 1, 0], "locked": [1]}, "error", ""),
         ({"workbench": [1], "free": [0], "locked": [127]}, "error", ""),
     ],
 )
