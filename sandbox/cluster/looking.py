@@ -11,7 +11,7 @@ from typing import Literal
 from sandbox.cluster import containers, fleet, nodes, ownership, record
 from sandbox.cluster.record import Cluster
 from sandbox.errors import SandboxError
-from sandbox.host.engine import client, look
+from sandbox.host.engine import client, engine_url, look
 from sandbox.kube import Kube
 from sandbox.kube.conditions import is_ready
 
@@ -54,7 +54,12 @@ class Status:
 
 
 def status(name: str) -> Status:
-    """Look at one cluster. Raises UsageError when there is no such cluster."""
+    """Look at one cluster.
+
+    Raises:
+        UsageError: there is no such cluster.
+        EnvironmentMissing: the docker context that is asked for does not exist.
+    """
     if record.creating(name):
         if record.busy(name):
             return Status(name, "busy", "kind", "", "", "", 0.0, (), ("a command is making it, or clearing it away",))
@@ -67,7 +72,12 @@ def status(name: str) -> Status:
 
 
 def list_clusters() -> list[Status]:
-    """Look at every cluster of this state folder, those on other engines too."""
+    """Look at every cluster of this state folder, those on other engines too.
+
+    Raises:
+        EnvironmentMissing: the docker context that is asked for does not exist.
+    """
+    engine_url()
     return [status(name) for name in record.names() if record.find(name) or record.creating(name)]
 
 
@@ -140,6 +150,7 @@ def _shown(known: Cluster, machines: Mapping[str, str] = _NONE, ready: Collectio
 
 def _engine_problem(name: str) -> tuple[()] | tuple[State, str]:
     """Why the engine that answers, if one does, cannot be asked about the cluster: a state, and words for it."""
+    engine_url()  # `look` takes a context that is not there for an engine that does not answer
     engine = look()
     if engine.state != "running":
         return "unreachable", engine.seen

@@ -31,7 +31,9 @@ def down(name: str) -> list[str]:
         docker = client()
         found = ownership.survey(docker, name)
         removed: list[str] = []
-        if found.strangers or not found.empty or record.creating(name):
+        ownership.refuse_strangers(found, name)  # before anything is said of removing
+        ownership.refuse_guests(found, name)
+        if not found.empty or record.creating(name):
             with step(f"{name}: remove {len(found.containers)} container(s) and {len(found.networks)} network(s)"):
                 removed = containers.remove(docker, name)
         if record.home(name).exists():

@@ -55,13 +55,13 @@ def timeline_check(scenario: Scenario, timeline: Sequence[Event], ordered: Seque
         reason += f" ({len(problems) - 2} more)"
     told = [*([_OLDER] if older else []), *([reason] if reason else [])]
     more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-    writers = sorted({event.writer for event in timeline})
+    writers = sorted({event.writer for event in timeline if event.writer}) or ["nobody"]
     return Check(
         id="validity/timeline",
         group="validity",
         title="the timeline is whole",
         status="invalid" if told else "pass",
-        observed=f"{len(problems) or 'no'} problems in the lines of {', '.join(filter(None, writers)) or 'nobody'}",
+        observed=f"{len(problems)} problems" if problems else f"no problems in the lines of {', '.join(writers)}",
         expected="each line once and in its place, closing tallies that fit, nothing that cannot have been",
         reason="; ".join(told),
         evidence=[*([_OLDER] if older else []), *problems[:_SHOWN], *more],

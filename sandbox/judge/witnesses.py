@@ -36,7 +36,7 @@ def witnesses(rec: Record, selector: Selector, most: int) -> list[str]:
         rows = np.flatnonzero(chosen)
         took = (table.time("t") - table.time("scheduled"))[rows]
         order = rows[np.lexsort((-took, table.ended("ok")[rows], good[rows]))]
-    return [*_tally(rec, chosen, good), *(_told(rec, int(row)) for row in order[:most])]
+    return [*_tally(rec, chosen, good), *(_told(rec, int(row), selector.metric) for row in order[:most])]
 
 
 def _tally(rec: Record, chosen: Mask, good: Mask) -> list[str]:
@@ -48,13 +48,14 @@ def _tally(rec: Record, chosen: Mask, good: Mask) -> list[str]:
     return [f"of {int(chosen.sum())} requests: {', '.join(words)}"] if words else []
 
 
-def _told(rec: Record, row: int) -> str:
+def _told(rec: Record, row: int, metric: str) -> str:
     request, limits = rec.requests[row], rec.limits
     answered = request.outcome == "ok"
     broken = [name for name, limit in limits.items() if answered and not rec.table.within(name, limit)[row]]
     words = [
         f"t={request.t:.2f}s {request.outcome}{f' {request.status}' if request.status else ''}",
         f"scheduled={request.scheduled:.2f}s took={request.t - request.scheduled:.3f}s",
+        *([f"{metric}={rec.table.greatest(metric)[row]:.3f}s"] if METRICS[metric].kind == "trend" else []),
         *(f"{name} beyond {limits[name]:g} s" for name in broken),
         request.detail,
     ]

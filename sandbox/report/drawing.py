@@ -52,10 +52,14 @@ class Chart:
     rows: list[list[str]]
 
 
+# d3 gives a tick no more digits than its step has: of `format` alone 10 becomes 1e+1
+_PLAIN = "format(datum.value, '~g')"
+
+
 def over_time(chart: Any, found: Load, height: int, x_title: str | None = "seconds since the load began") -> Any:
     """Give a layered chart over time its size and its x axis."""
     length = found.length or 1.0
-    axis = alt.Axis(title=x_title, grid=False, tickCount=10, format="~g", labels=x_title is not None)
+    axis = alt.Axis(title=x_title, grid=False, tickCount=10, labelExpr=_PLAIN, labels=x_title is not None)
     scaled = alt.X("x:Q", axis=axis).scale(domain=[0, length], nice=False)
     anchor = alt.Chart(alt.InlineData(values=[{"x": 0}])).mark_point(opacity=0, aria=False).encode(x=scaled)
     return alt.layer(anchor, chart).resolve_scale(color="independent").properties(width=WIDTH, height=height)

@@ -67,6 +67,7 @@ def write_html(results: Results, events: Iterable[Event], path: Path) -> Path:
     found = series.load(timeline)
     drawn, problems = _charts(found, results.windows)
     causes, more_causes = series.causes(found)
+    stretches = _stretches(timeline, results.duration)
     page = environment().get_template("report.html.j2")
     content = page.render(
         results=results,
@@ -78,7 +79,10 @@ def write_html(results: Results, events: Iterable[Event], path: Path) -> Path:
         more_causes=more_causes,
         load_at=found.begun if found.requests else None,
         load=next((event for event in timeline if isinstance(event, LoadStarted)), None),
-        stretches=_stretches(timeline, results.duration),
+        stretches=stretches,
+        length=max(
+            [results.duration, *(each.end for each in stretches if each.end is not None)]
+        ),  # it is still written
         attempts=_attempts(timeline, results.checks),
         source=results.source or next((event.source for event in timeline if isinstance(event, RunStarted)), ""),
         scenario=_scenario(timeline),

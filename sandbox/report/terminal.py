@@ -162,10 +162,11 @@ def _failed(check: Check) -> Table:
     table.add_row(Text("expected", style="dim"), Text(one_line(check.expected)))
     if check.reason:
         table.add_row(Text("why", style="dim"), Text(one_line(check.reason)))
-    for line in check.evidence[:_EVIDENCE]:
+    further = [line for line in check.evidence if line not in check.reason]
+    for line in further[:_EVIDENCE]:
         table.add_row("", Text(one_line(line, 200), style="dim"))
-    if len(check.evidence) > _EVIDENCE:
-        more = plural(len(check.evidence) - _EVIDENCE, "more line")
+    if len(further) > _EVIDENCE:
+        more = plural(len(further) - _EVIDENCE, "more line")
         table.add_row("", Text(f"… {more} of evidence in the report", style="dim"))
     return table
 

@@ -50,14 +50,22 @@ def _settled(raw: dict[str, Any], each: Written) -> list[str]:
     if each.expression.relative:
         share = METRICS[each.selector.metric].unit != "s"
         return ["could not fail: a share changes by 100 % at most"] if share and abs(bound) >= 1 else []
+    timed = METRICS[each.selector.metric].unit == "s"  # that it took as long as it may, to the nanosecond, is no chance
     whole = _counts(each) and bound != math.floor(bound)
-    always = {"<=": bound >= most, "<": bound > most, ">=": bound <= 0, "!=": bound > most or whole}
+    always = {
+        "<=": bound >= most,
+        "<": bound > most or (timed and bound == most),
+        ">=": bound <= 0,
+        "!=": bound > most or whole,
+    }
     never = {"<": bound <= 0, ">=": bound > most, ">": bound >= most, "==": bound > most or whole}
     lowest = "no figure is below 0"
     if always.get(operator):
-        return [f"could not fail: {lowest if operator == '>=' else why or 'a count is a whole number'}"]
+        said = lowest if operator == ">=" else why or "a count is a whole number"
+        return [f"could not fail: {said}; write a limit that can be broken"]
     if never.get(operator) and METRICS[each.selector.metric].of == "requests":  # of pods it is said with their number
-        return [f"could never hold: {lowest if operator == '<' else why or 'a count is a whole number'}"]
+        said = lowest if operator == "<" else why or "a count is a whole number"
+        return [f"could never hold: {said}; write a limit that can be kept"]
     return []
 
 
@@ -123,7 +131,7 @@ def _good(raw: dict[str, Any]) -> Problems:
         allowed = in_seconds(limit)
         if allowed is not None and timeout is not None and allowed >= timeout:
             words = f"{allowed:g}s could not fail: no answer takes longer than the load's `timeout`, {timeout:g}s"
-            found.append((("load", "good", name), words))
+            found.append((("load", "good", name), f"{words}; write less"))
     return found
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from sandbox.cluster import bringup, containers, guard, leftovers, looking, nodes, ownership, record, teardown
 from sandbox.cluster.record import Cluster, Node, Owner
-from sandbox.errors import EXIT_FAIL, ClusterError, NotOurs, SandboxError
+from sandbox.errors import EXIT_FAIL, ClusterError, EnvironmentMissing, NotOurs, SandboxError
 from sandbox.host.engine import Engine
 from tests.unit.container_engine import (
     ANONYMOUS,
@@ -104,7 +104,11 @@ def labelled(container: FakeContainer) -> FakeContainer:
     ],
 )
 def test_nothing_goes_while_what_others_made_is_on_the_network(
-    engine: FakeEngine, left: Callable[[FakeEngine], object], act: Callable[[FakeEngine], None], decoy: str
+    engine: FakeEngine,
+    left: Callable[[FakeEngine], object],
+    act: Callable[[FakeEngine], None],
+    decoy: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     left(engine)
     guest = DECOYS[decoy](engine)
@@ -121,6 +125,7 @@ def test_nothing_goes_while_what_others_made_is_on_the_network(
     told = "docker rm --force" if guest.cluster == "solo" else f"docker network disconnect sandbox-solo {guest.name}"
     assert told in refused.value.fix
     assert record.home("solo").exists()
+    assert act is not down or "remove" not in capsys.readouterr().err, "it sounds as if the removing had begun"
 
 
 @pytest.mark.parametrize("left", [half_made, orphaned])
@@ -357,6 +362,19 @@ def test_status_tells_of_another_engine_and_goes_on_to_the_next(
     monkeypatch.setattr(looking, "look", lambda: Engine("foreign", "unix:///x", "unix:///x does not answer"))
     assert looking.status("solo").state == "unreachable"
     assert looking.status("solo").problems == ("unix:///x does not answer",)
+
+
+def test_a_docker_context_that_is_not_there_is_an_error_of_every_look(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONTEXT", "nowhere")
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    with pytest.raises(EnvironmentMissing, match="no docker context nowhere"):
+        looking.list_clusters()
+    put(engine)
+    for look in (looking.list_clusters, lambda: looking.status("solo")):
+        with pytest.raises(EnvironmentMissing, match="no docker context nowhere"):
+            look()
 
 
 def test_engines_that_share_their_id_are_told_apart_by_their_data(engine: FakeEngine) -> None:

@@ -163,6 +163,13 @@ def test_one_tenant_has_no_row_that_says_the_same_again(tmp_path: Path) -> None:
     assert "tenant red</th>" not in page
 
 
+@pytest.mark.parametrize("seconds", [10.0, 100.0])
+def test_the_seconds_of_an_axis_are_written_out(seconds: float) -> None:
+    chart = _drawn(charts_pace.pace, events(Shape(seconds=seconds, struck=None)))
+    assert f"{seconds:g}" in _said(chart).split()
+    assert not re.search(r"\de[+-]\d", _said(chart) + chart.svg)
+
+
 @pytest.mark.parametrize("rate", [0.5, 200.0])
 def test_slow_and_fast_loads_are_drawn(rate: float) -> None:
     timeline = events(Shape(rate=rate, struck=None))

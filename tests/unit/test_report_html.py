@@ -13,7 +13,7 @@ from sandbox.judge import weigh as judge
 from sandbox.report import charts
 from sandbox.report.html import write_html
 from sandbox.spec.results import Results
-from sandbox.timeline import AttackEvent, Event, Request
+from sandbox.timeline import AttackEvent, Event, PhaseChanged, Request
 
 _LOADS = {"src", "srcset", "action", "formaction", "data", "poster", "background", "ping"}
 Whole = Callable[[Shape], tuple[Results, str, "_Page"]]
@@ -199,6 +199,19 @@ def test_the_commands_on_the_page_name_the_real_file_and_folder(tmp_path: Path) 
     assert "sandbox run &#39;mine/slow start.yaml&#39;" in text
     text, _ = _written(results, events(), folder)
     assert "sandbox run scenarios/chaos/survive-a-lost-replica.yaml" in text
+
+
+def test_a_stretch_after_the_judging_lies_within_its_lane(tmp_path: Path) -> None:
+    timeline, results = events(), judge(events())
+    begun = results.duration + 1
+    told = [
+        PhaseChanged(t=begun, name="report", status="started"),
+        PhaseChanged(t=begun + 5, name="report", status="ok"),
+    ]
+    text, _ = _written(results, [*timeline, *told], tmp_path)
+    bars = re.findall(r'<rect x="([\d.]+)" y="1" width="([\d.]+)" height="10"/>', text)
+    assert bars
+    assert max(float(x) + float(width) for x, width in bars) == pytest.approx(1000, abs=0.2)
 
 
 def test_an_empty_run_still_gives_a_page(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from timelines import HOSTILE, Shape, events, hostile_results
 from sandbox.judge import weigh as judge
 from sandbox.report.suite import render_suite
 from sandbox.report.terminal import render
-from sandbox.spec.results import Results
+from sandbox.spec.results import Check, Results
 
 DASH = "\N{EN DASH}"
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]")
@@ -40,6 +40,17 @@ def test_what_failed_is_told_with_observed_expected_and_why_before_what_held() -
     assert shown.index("observed") < shown.index("expected") < shown.index("why") < shown.index("✓ slo")
     assert "98.33%" in shown
     assert "value>=0.99" in shown
+
+
+def test_what_the_reason_says_is_not_said_again_below_it() -> None:
+    lines = ["line 4 is lost", "the run has no end", "line 9 is there twice"]
+    broken = Check(
+        id="validity/timeline", group="validity", title="whole", status="invalid", observed="3 problems",
+        expected="none", reason="; ".join(lines[:2]) + " (1 more)", evidence=lines,
+    )  # fmt: skip
+    results = judge(events()).model_copy(update={"checks": [broken], "verdict": "invalid", "headline": ""})
+    shown = _shown(results, width=400)
+    assert [shown.count(line) for line in lines] == [1, 1, 1]
 
 
 def test_failures_come_before_what_could_not_be_proven() -> None:
