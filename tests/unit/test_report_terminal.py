@@ -42,6 +42,12 @@ def test_what_failed_is_told_with_observed_expected_and_why_before_what_held() -
     assert "value>=0.99" in shown
 
 
+def test_a_promise_that_held_is_told_with_its_figure() -> None:
+    results = judge(events())
+    check = next(check for check in results.checks if check.group == "slo" and check.status == "pass")
+    assert f"{check.title}: {check.observed}" in _shown(results, width=400)
+
+
 def test_what_the_reason_says_is_not_said_again_below_it() -> None:
     lines = ["line 4 is lost", "the run has no end", "line 9 is there twice"]
     broken = Check(
