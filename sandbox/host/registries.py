@@ -9,6 +9,8 @@ import threading
 from functools import cache
 from queue import Empty, SimpleQueue
 
+import httpx
+
 from sandbox.errors import UsageError
 
 MIRROR = "SANDBOX_REGISTRY"
@@ -63,8 +65,6 @@ def unreachable(name: str) -> str:
 
 
 def _asked(name: str) -> str:
-    import httpx
-
     address = _DOCKER_HUBS_API if name == DOCKER_HUB else name
     trouble = ""
     # whose certificate counts, and whether plain HTTP will do, the engine decides; here only: does a registry answer

@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import urllib3
 import websocket
+from kubernetes.client import Configuration
+from kubernetes.client.rest import RESTClientObject
+from kubernetes.config import ConfigException, load_kube_config
 
 from sandbox.errors import ClusterError, UsageError
 from sandbox.kube.failures import ApiError, Unreachable, parse
-
-if TYPE_CHECKING:
-    from kubernetes.client import Configuration
 
 Query = Sequence[tuple[str, str]]
 _CONNECT_SECONDS = 5.0
@@ -46,8 +46,6 @@ class Transport:
     """A connection pool to one API server. Safe from several threads."""
 
     def __init__(self, configuration: Configuration) -> None:
-        from kubernetes.client.rest import RESTClientObject
-
         self._configuration = configuration
         self.server: str = configuration.host.rstrip("/")
         if _is_local(self.server):
@@ -57,8 +55,6 @@ class Transport:
     @classmethod
     def from_kubeconfig(cls, path: Path, context: str | None) -> Transport:
         """Read exactly this file; neither KUBECONFIG nor the user's default file is looked at."""
-        from kubernetes.config import ConfigException, load_kube_config
-
         if not path.is_file():
             raise UsageError(
                 "there is no such kubeconfig",
@@ -200,8 +196,6 @@ class Transport:
 
 def _fresh() -> Configuration:
     """A configuration of its own: `Configuration()` would start from the process-wide default."""
-    from kubernetes.client import Configuration
-
     configuration = type.__call__(Configuration)
     if not isinstance(configuration, Configuration):
         raise ClusterError("the kubernetes library gave no Configuration", fix="pip install 'kubernetes>=33'")
