@@ -240,9 +240,12 @@ def _allowed_packet(scene: _Scene, packet: Packet) -> _Answer:
 
     On a busy machine both are slow. So the model is asked before and after the packet that decides, and a command that
     was too slow to come to its end decides nothing.
+
+    Raises:
+        Unproven: the model did not answer us either.
     """
     command = fill(packet.command, scene.variables)
-    tenant, why = scene.tenant, ""
+    tenant = scene.tenant
     try:
         sent = _arrived(scene.actor, tenant.namespace, tenant.pod, command)
     except DeadlineExceeded as error:
@@ -253,7 +256,7 @@ def _allowed_packet(scene: _Scene, packet: Packet) -> _Answer:
             if before and _model_answers(scene):
                 return _Answer("denied", "N", why)
             silent = f"nor did the model answer the administrator within {_ANSWERS_WITHIN:g} s"
-            return _Answer("error", "", f"{why} ({silent}, so this says nothing about the network)")
+            raise Unproven(f"{why} ({silent}, so this says nothing about the network)") from error
     if not _ran(sent):
         return _Answer("error", "", f"the command could not be run: {_words(sent)}")
     return _Answer("succeeded", "", f"`{' '.join(command)}` arrived")
