@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-import uuid
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,36 +12,30 @@ from sandbox.cluster import (
     config,
     containers,
     existing,
-    failure,
-    fleet,
-    gpus,
-    kind,
+    furnishing,
     leftovers,
+    making,
     node_images,
     nodes,
     ownership,
     record,
 )
 from sandbox.cluster.guard import prove_ours
-from sandbox.cluster.reach import OutOfReach, require_reach
 from sandbox.cluster.record import Cluster, Owner
-from sandbox.errors import EnvironmentMissing, SandboxError, UsageError
+from sandbox.errors import UsageError
 from sandbox.host.checks import require
 from sandbox.host.engine import client, identity
 from sandbox.host.preparing import prepare
 from sandbox.kube import Kube, Seen, wait_for
-from sandbox.kube.conditions import nodes_ready, renewed, rollout
-from sandbox.progress import say, step
+from sandbox.kube.conditions import renewed
+from sandbox.progress import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from docker import DockerClient
 
     from sandbox.spec.cluster import ClusterSpec
-
-_READY_SECONDS = 180.0
 
 
 def up(
@@ -93,12 +83,12 @@ def up(
             if running is None:
                 require(engine)
                 config.check_ports(spec)
-                return _create(
-                    docker, spec, chosen, owner, binary=binary, image=refs["node"], load=ours, cgroup=engine.cgroup
+                return making.cold(
+                    making.Order(docker, spec, chosen, owner, binary, refs["node"], load=ours, cgroup=engine.cgroup)
                 )
             kube = Kube.connect(running.kubeconfig, running.context)
             node_images.load(containers.nodes(docker, chosen), [*ours.values()])
-            _furnish(kube, spec, len(running.nodes), ours)
+            furnishing.furnish(kube, spec, len(running.nodes), ours)
             say(f"{chosen}: runs already")
             return running
 
@@ -140,147 +130,23 @@ def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | 
     woken = nodes.start_all(docker, name)
     current = replace(
         known,
-        nodes=tuple(containers.node(each) for each in containers.nodes(docker, name)),
+        nodes=containers.refreshed(docker, known),
         owner=owner if orphan else known.owner,
         engine=identity(docker),
     )
     kube = Kube.connect(current.kubeconfig, current.context)
-    wait_for(lambda: _answers(kube), within=_READY_SECONDS, what=f"the API server of {name}")
+    wait_for(lambda: _answers(kube), within=furnishing.READY_SECONDS, what=f"the API server of {name}")
     prove_ours(current)
     record.save(current)
     if woken:  # until then the API server tells of the nodes as they were before they stopped
-        wait_for(renewed(kube, current.node_names, since=begun), within=_READY_SECONDS, what="word from every kubelet")
-    return current
-
-
-def _create(
-    docker: DockerClient,
-    spec: ClusterSpec,
-    name: str,
-    owner: Owner | None,
-    *,
-    binary: Path,
-    image: str,
-    load: Mapping[str, str],
-    cgroup: str,
-) -> Cluster:
-    """Make the cluster; on failure keep the logs and remove it."""
-    run, engine = uuid.uuid4().hex[:12], identity(docker)
-    record.mark_creating(name, run, engine=engine)
-    log = record.home(name) / "create.log"
-    try:
-        containers.make_network(docker, name, run, ipv6=config.ipv6(spec))
-        kubeconfig = record.home(name) / "kubeconfig"
-        with (
-            _loading(docker, spec, name, [*load.values()]),
-            step(f"{name}: create {len(spec.nodes)} node(s) with kind"),
-        ):
-            kind.create(
-                binary,
-                name,
-                config=config.render(spec, image=image, cgroup=cgroup, scheduler=config.scheduler_file(spec, name)),
-                network=containers.network_name(name),
-                kubeconfig=kubeconfig,
-                log=log,
-                started=lambda pid: record.mark_creating(name, run, engine=engine, kind=pid),
-            )
-            require_reach(name, containers.node(containers.nodes(docker, name)[0]).address)
-        made = _describe(docker, name, kubeconfig, run=run, shape=record.shape(spec), image=image, owner=owner)
-        kube = Kube.connect(made.kubeconfig, made.context)
-        _furnish(kube, spec, len(made.nodes), load)
-    except OutOfReach:  # nothing is wrong with the cluster: its logs would say nothing
-        _remove(docker, name)
-        raise
-    except Exception as cause:
-        error = failure.explain(docker, binary, name, log, cause)
-        if not _remove(docker, name):
-            error.what = "the cluster did not come up; its logs are kept, and what is left of it stays"
-        if not isinstance(cause, (SandboxError, *containers.ENGINE_ERRORS)):  # a mistake of ours, to be seen as one
-            say(str(error))
-            raise
-        raise error from cause
-    except BaseException:
-        say(f"{name}: interrupted; it is removed")
-        _remove(docker, name)
-        raise
-    record.save(made)
-    return made
-
-
-@contextmanager
-def _loading(docker: DockerClient, spec: ClusterSpec, name: str, refs: Sequence[str]) -> Iterator[None]:
-    """Load the images beside what happens inside; both must succeed."""
-    if not refs:
-        yield
-        return
-    abandoned = threading.Event()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as pool:
-        loading = pool.submit(
-            node_images.load_while_creating, docker, name, refs, count=len(spec.nodes), abandoned=abandoned
+        wait_for(
+            renewed(kube, current.node_names, since=begun),
+            within=furnishing.READY_SECONDS,
+            what="word from every kubelet",
         )
-        try:
-            yield
-        except BaseException:
-            abandoned.set()
-            raise
-        loading.result()
-
-
-def _describe(
-    docker: DockerClient, name: str, kubeconfig: Path, *, run: str, shape: str, image: str, owner: Owner | None
-) -> Cluster:
-    """Return the value of a cluster that kind just made."""
-    kubeconfig.chmod(0o600)
-    context = f"kind-{name}"
-    return Cluster(
-        name=name,
-        provider="kind",
-        kubeconfig=kubeconfig,
-        context=context,
-        run=run,
-        uid=Kube.connect(kubeconfig, context).uid(),
-        shape=shape,
-        image=image,
-        created=time.time(),
-        nodes=tuple(containers.node(each) for each in containers.nodes(docker, name)),
-        owner=owner,
-        engine=identity(docker),
-        containers=tuple(str(each.id) for each in ownership.survey(docker, name).containers),
-    )
-
-
-def _furnish(kube: Kube, spec: ClusterSpec, count: int, refs: Mapping[str, str]) -> None:
-    """Apply the addons, and wait for what every user of the cluster needs: its nodes, its DNS, its GPUs, its fleet.
-
-    Args:
-        kube: the cluster, as its administrator.
-        spec: the shape.
-        count: nodes that are machines.
-        refs: of the images that are in the nodes.
-    """
-    addons.apply(kube, spec, refs)
-    wait_for(nodes_ready(kube, count, selector=fleet.REAL), within=_READY_SECONDS, what="all nodes Ready")
-    machines = gpus.in_order(kube, spec) if spec.gpu else []
-    has_gpus = gpus.apply(kube, spec, machines, refs.get(gpus.IMAGE, ""))
-    wait_for(rollout(kube, "Deployment", "kube-system", "coredns"), within=_READY_SECONDS, what="cluster DNS")
-    if has_gpus:
-        gpus.wait(kube, spec, machines)
-    if spec.fleet is not None:
-        fleet.wait(kube, spec.fleet)
+    return current
 
 
 def _answers(kube: Kube) -> Seen[None]:
     answer = kube.request("GET", "/readyz")
     return Seen(answer.ok, None, f"/readyz answers {answer.status}")
-
-
-def _remove(docker: DockerClient, name: str) -> bool:
-    """Clear away a failed create. What cannot be removed is said; the next command tries again."""
-    try:
-        with containers.engine_errors(name):
-            containers.remove(docker, name)
-    except EnvironmentMissing as error:
-        say(str(error))
-        return False
-    record.forget(name)
-    return True

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sandbox.cluster import record
+from sandbox.cluster import inner, node_files
 from sandbox.errors import EnvironmentMissing
 from sandbox.spec.cluster import FLEET_CLIENT, ClusterSpec
 
 _PATCHES = "kubeadmConfigPatches"
-_SCHEDULER = "/etc/ai-k8s-sandbox/scheduler.yaml"  # in the node
+# the controller-manager's own 20 a second: it asks for a token for each of its controllers before any of them works
+_CLIENT = {"qps": 200, "burst": 400}
 
 
-def render(spec: ClusterSpec, *, image: str, cgroup: str, scheduler: Path | None = None) -> str:
+def render(spec: ClusterSpec, *, image: str, cgroup: str, volumes: Sequence[str] = ()) -> str:
     """Return the YAML that kind is given.
 
     Our patches come first, so that the user's own win. They name no apiVersion: kind then fits them to the kubeadm
@@ -27,37 +29,65 @@ def render(spec: ClusterSpec, *, image: str, cgroup: str, scheduler: Path | None
         spec: the shape; its `kindConfig` is passed through.
         image: for the nodes that name none themselves.
         cgroup: the engine's cgroup version, `1` or `2`.
-        scheduler: the file on this machine with the configuration of kube-scheduler, where it has one.
+        volumes: where the engine keeps /var of each node, filled, with our files in it.
     """
+    nodes = [{"image": image, **node} for node in spec.nodes]
     config: dict[str, Any] = {
         "kind": "Cluster",
         "apiVersion": "kind.x-k8s.io/v1alpha4",
         **spec.kind_config,
-        "nodes": [{"image": image, **_mounted(node, scheduler)} for node in spec.nodes],
+        "nodes": [_grounded(spec, node, position, volumes[position]) for position, node in enumerate(nodes)]
+        if volumes
+        else nodes,
     }
-    patches = _patches(alone=spec.control_planes == 1, fleet=spec.fleet is not None, scheduler=scheduler is not None)
+    patches = _patches(spec)
     if kubelet := _kubelet(cgroup, gpus=bool(spec.gpu_nodes)):
         patches.append({"kind": "KubeletConfiguration", **kubelet})
+    if volumes:
+        patches += _fixed(spec)
     ours = [yaml.safe_dump(patch) for patch in patches]
     config[_PATCHES] = ours + list(spec.kind_config.get(_PATCHES) or [])
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def scheduler_file(spec: ClusterSpec, name: str) -> Path | None:
-    """Write what kube-scheduler of that cluster is given into the cluster's folder; None where its flags do."""
-    if spec.scheduler_config is None:
-        return None
-    path = record.home(name) / "scheduler.yaml"
-    path.write_text(yaml.safe_dump(spec.scheduler_config, sort_keys=False), encoding="utf-8")
-    return path
+def _grounded(spec: ClusterSpec, node: dict[str, Any], position: int, volume: str) -> dict[str, Any]:
+    """A node on its volume; one with an inner address knows itself by it."""
+    mounts: list[dict[str, Any]] = [{"hostPath": volume, "containerPath": "/var"}]
+    if inner.why_not(spec):
+        return {**node, "extraMounts": [*mounts, *(node.get("extraMounts") or [])]}
+    folder = f"{volume}/{node_files.FOLDER}/{Path(node_files.DROP_IN).name}"
+    mounts.append({"hostPath": folder, "containerPath": node_files.DROP_IN, "readOnly": True})
+    own: dict[str, Any] = {
+        "kind": "JoinConfiguration",
+        "nodeRegistration": {
+            "name": inner.names(spec)[position],
+            "kubeletExtraArgs": {"node-ip": inner.address(position)},
+        },
+    }
+    if node.get("role", "control-plane") == "control-plane":
+        own |= {"kind": "InitConfiguration", "localAPIEndpoint": {"advertiseAddress": inner.address(position)}}
+    return {
+        **node,
+        "extraMounts": [*mounts, *(node.get("extraMounts") or [])],
+        _PATCHES: [yaml.safe_dump(own), *(node.get(_PATCHES) or [])],
+    }
 
 
-def _mounted(node: dict[str, Any], scheduler: Path | None) -> dict[str, Any]:
-    """A node with the scheduler's file in it, where a scheduler may run on it."""
-    if scheduler is None or node.get("role", "control-plane") != "control-plane":
-        return node
-    mount = {"hostPath": str(scheduler), "containerPath": _SCHEDULER, "readOnly": True}
-    return {**node, "extraMounts": [*(node.get("extraMounts") or []), mount]}
+def _fixed(spec: ClusterSpec) -> list[dict[str, Any]]:
+    """What needs our files in the nodes: kubeadm's own patches, and a cluster that names inner addresses only."""
+    mode = str((spec.kind_config.get("networking") or {}).get("kubeProxyMode", "")).lower()
+    # kind's own skips come along, since a list replaces a list. A kubelet that starts anew for a certificate that it
+    # changes once a year is gone for seconds just when all wait for it.
+    skipped = ["preflight", *(["addon/kube-proxy"] if mode == "none" else []), "kubelet-finalize"]
+    patches: list[dict[str, Any]] = [
+        {"kind": "InitConfiguration", "skipPhases": skipped, "patches": {"directory": node_files.PATCHES}}
+    ]
+    if not inner.why_not(spec):
+        endpoint = f"{inner.control_plane(spec)}:{inner.API_PORT}"
+        patches.append({"kind": "ClusterConfiguration", "controlPlaneEndpoint": endpoint})
+        if mode == "nftables":  # it serves node ports at the node's own address only, which this machine cannot reach
+            patches.append({"kind": "KubeProxyConfiguration", "nodePortAddresses": ["0.0.0.0/0"]})
+    return patches
 
 
 def _kubelet(cgroup: str, *, gpus: bool) -> dict[str, Any]:
@@ -70,24 +100,26 @@ def _kubelet(cgroup: str, *, gpus: bool) -> dict[str, Any]:
     return needed
 
 
-def _patches(*, alone: bool, fleet: bool, scheduler: bool) -> list[dict[str, Any]]:
-    """What makes a throw-away cluster quicker, and what thousands of nodes need. `alone`: with one control plane."""
+def _patches(spec: ClusterSpec) -> list[dict[str, Any]]:
+    """What makes a throw-away cluster quicker, and what thousands of nodes need."""
     # etcd's fsync guards data that nobody keeps
     etcd = {"local": {"extraArgs": {"unsafe-no-fsync": "true"}}}
-    patches: list[dict[str, Any]] = [{"kind": "ClusterConfiguration", "etcd": etcd}]
-    if alone:  # an election is only 15 s of waiting after every restart; without one, two would act at once
-        unelected: dict[str, Any] = {"extraArgs": {"leader-elect": "false"}}
-        patches[0] |= {"controllerManager": unelected, "scheduler": unelected}
-    if scheduler:
-        volume = {"name": "sandbox-scheduler", "hostPath": _SCHEDULER, "mountPath": _SCHEDULER, "pathType": "File"}
-        change = {"extraArgs": {"config": _SCHEDULER}, "extraVolumes": [{**volume, "readOnly": True}]}
+    rates = FLEET_CLIENT if spec.fleet is not None else _CLIENT
+    manager = {"kube-api-qps": str(rates["qps"]), "kube-api-burst": str(rates["burst"])}
+    ours: dict[str, Any] = {"kind": "ClusterConfiguration", "etcd": etcd, "controllerManager": {"extraArgs": manager}}
+    if spec.control_planes == 1:  # an election is 15 s of waiting after every restart; without one, two would act
+        manager["leader-elect"] = "false"
+        ours["scheduler"] = {"extraArgs": {"leader-elect": "false"}}
+    patches = [ours]
+    if spec.scheduler_config is not None:
+        file = node_files.SCHEDULER
+        volume = {"name": "sandbox-scheduler", "hostPath": file, "mountPath": file, "pathType": "File"}
+        change = {"extraArgs": {"config": file}, "extraVolumes": [{**volume, "readOnly": True}]}
         patches.append({"kind": "ClusterConfiguration", "scheduler": change})
-    if fleet:
-        quick = {"kube-api-qps": str(FLEET_CLIENT["qps"]), "kube-api-burst": str(FLEET_CLIENT["burst"])}
+    if spec.fleet is not None:
         # a fifth of the API server's time went into collecting garbage
         lazy = {"extraEnvs": [{"name": "GOGC", "value": "300"}]}
-        change = {"apiServer": lazy, "controllerManager": {"extraArgs": quick}, "etcd": {"local": lazy}}
-        patches.append({"kind": "ClusterConfiguration", **change})
+        patches.append({"kind": "ClusterConfiguration", "apiServer": lazy, "etcd": {"local": lazy}})
     return patches
 
 

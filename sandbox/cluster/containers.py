@@ -25,7 +25,7 @@ from sandbox.cluster.ownership import (
     refuse_strangers,
     survey,
 )
-from sandbox.cluster.record import Node
+from sandbox.cluster.record import Cluster, Node
 from sandbox.errors import ClusterError, DeadlineExceeded, EnvironmentMissing
 from sandbox.host.engine import identity
 from sandbox.kube.wait import Seen, wait_for
@@ -108,7 +108,7 @@ def make_network(client: DockerClient, cluster: str, run: str, *, ipv6: bool) ->
 
 
 def remove(client: DockerClient, cluster: str) -> list[str]:
-    """Remove our containers with their anonymous volumes, then our networks; look again until nothing is left.
+    """Remove our containers, then our volumes and networks; look again until nothing is left.
 
     A create under way is ended first. Everything is refused, and nothing touched, while something of others is in the
     way; should it come later, our containers are gone and the network stays.
@@ -128,8 +128,10 @@ def remove(client: DockerClient, cluster: str) -> list[str]:
         record.end_creation(cluster)
         found = survey(client, cluster)
     volumes = [name for each in found.containers for name in anonymous_volumes(each)]
+    volumes += [str(volume.name) for volume in found.volumes]
     removed = [f"container {each.name}" for each in found.containers]
     removed += [f"network {network.name}" for network in found.networks]
+    removed += [f"volume {volume.name}" for volume in found.volumes]
     troubles: list[str] = []
 
     def attempt() -> Seen[None]:
@@ -158,13 +160,24 @@ def remove(client: DockerClient, cluster: str) -> list[str]:
     return removed
 
 
-def node(container: Container) -> Node:
-    """Describe a node container. Its address is the one on our network; empty while it is stopped, or not on it."""
+def node(container: Container, name: str = "") -> Node:
+    """Describe a node container. Its address is the one on our network; empty while it is stopped, or not on it.
+
+    Args:
+        container: the node's.
+        name: what Kubernetes calls the node; as its container when not given.
+    """
     networks: dict[str, Any] = container.attrs["NetworkSettings"]["Networks"]
     own: dict[str, Any] = networks.get(network_name(container.labels[KIND_LABEL])) or {}
     address = own.get("IPAddress") or own.get("GlobalIPv6Address") or ""
     role = container.labels.get(ROLE_LABEL, "worker")
-    return Node(str(container.name), role, address, str(container.id))
+    return Node(name or str(container.name), role, address, str(container.id))
+
+
+def refreshed(client: DockerClient, cluster: Cluster) -> tuple[Node, ...]:
+    """The cluster's nodes, with their addresses as they are now."""
+    named = {each.container: each.name for each in cluster.nodes}
+    return tuple(node(each, named.get(str(each.id), "")) for each in nodes(client, cluster.name))
 
 
 def nodes(client: DockerClient, cluster: str) -> tuple[Container, ...]:

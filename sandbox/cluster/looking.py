@@ -92,7 +92,7 @@ def current(name: str) -> Cluster:
     if known.provider == "existing":
         return known
     with containers.engine_errors(name):
-        return replace(known, nodes=tuple(containers.node(each) for each in containers.nodes(client(), name)))
+        return replace(known, nodes=containers.refreshed(client(), known))
 
 
 def _of(known: Cluster) -> Status:

@@ -60,8 +60,8 @@ def restart(cluster: Cluster, node: str) -> NodeChange:
 def states(cluster: Cluster) -> dict[str, str]:
     """Return node name -> the engine's word on its container; `gone` where there is none."""
     with containers.engine_errors(cluster.name):
-        found = {str(each.name): str(each.status) for each in containers.nodes(client(), cluster.name)}
-    return {node.name: found.get(node.name, "gone") for node in cluster.nodes}
+        found = {str(each.id): str(each.status) for each in containers.nodes(client(), cluster.name)}
+    return {node.name: found.get(node.container, "gone") for node in cluster.nodes}
 
 
 def running_containers(cluster: Cluster, node: str) -> set[str]:

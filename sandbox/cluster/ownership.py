@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from docker import DockerClient
     from docker.models.containers import Container
     from docker.models.networks import Network
+    from docker.models.volumes import Volume
 
     from sandbox.cluster.record import Claim
 
@@ -57,6 +58,7 @@ class Found:
     Attributes:
         containers: ours, running or not.
         networks: ours, by our labels.
+        volumes: ours, by our labels: /var of its nodes.
         guests: who else is on those networks. They are in the way of a removal, and of nothing else.
         strangers: what has the cluster's name and is neither ours nor on a network of ours.
     """
@@ -65,10 +67,11 @@ class Found:
     networks: tuple[Network, ...]
     guests: tuple[Guest, ...]
     strangers: tuple[str, ...]
+    volumes: tuple[Volume, ...] = ()
 
     @property
     def empty(self) -> bool:
-        return not self.containers and not self.networks
+        return not self.containers and not self.networks and not self.volumes
 
 
 def survey(client: DockerClient, cluster: str, *, removed: Sequence[Network] = ()) -> Found:
@@ -93,7 +96,11 @@ def survey(client: DockerClient, cluster: str, *, removed: Sequence[Network] = (
         for network in labelled
         if network not in networks
     ]
-    filters: list[dict[str, str | list[str]]] = [{"label": f"{KIND_LABEL}={cluster}"}]
+    kept = client.volumes.list(filters={"label": f"{CLUSTER_LABEL}={cluster}"})
+    volumes = tuple(each for each in kept if _labels(each).get(STATE_LABEL) == state)
+    filters: list[dict[str, str | list[str]]] = [
+        {"label": f"{label}={cluster}"} for label in (KIND_LABEL, CLUSTER_LABEL)
+    ]
     # by name too: one that never started has no id of its network yet
     filters += [{"network": [str(network.id), str(network.name)]} for network in networks]
     ours, guests = [], []
@@ -105,7 +112,7 @@ def survey(client: DockerClient, cluster: str, *, removed: Sequence[Network] = (
         elif each.labels.get(KIND_LABEL) == cluster:
             on = ", ".join(each.attrs["NetworkSettings"]["Networks"]) or "no network"
             strangers.append(f"container {each.name} is on {on}, not on one of ours")
-    return Found(tuple(ours), tuple(networks), tuple(guests), tuple(strangers))
+    return Found(tuple(ours), tuple(networks), tuple(guests), tuple(strangers), volumes)
 
 
 def attached(container: Container, network: Network) -> bool:
@@ -115,9 +122,11 @@ def attached(container: Container, network: Network) -> bool:
 
 
 def ours_in_engine(client: DockerClient) -> list[str]:
-    """Name every cluster whose network carries this state folder's label, recorded or not."""
-    networks = client.networks.list(filters={"label": f"{STATE_LABEL}={paths.state_dir()}"})
-    return sorted({_labels(network).get(CLUSTER_LABEL, "") for network in networks} - {""})
+    """Name every cluster of which a network or a volume carries this state folder's label, recorded or not."""
+    filters = {"label": f"{STATE_LABEL}={paths.state_dir()}"}
+    things: list[Network | Volume] = [*client.networks.list(filters=filters)]
+    things += client.volumes.list(filters=filters)
+    return sorted({_labels(thing).get(CLUSTER_LABEL, "") for thing in things} - {""})
 
 
 def refuse_strangers(found: Found, cluster: str) -> None:
@@ -235,8 +244,8 @@ def _containers(client: DockerClient, filters: Sequence[Mapping[str, str | list[
     return found
 
 
-def _labels(network: Network) -> dict[str, str]:
-    return network.attrs.get("Labels") or {}
+def _labels(thing: Network | Volume) -> dict[str, str]:
+    return thing.attrs.get("Labels") or {}
 
 
 def _time(text: str) -> datetime:

@@ -91,6 +91,7 @@ class FakeEngine:
     held: list[FakeContainer] = field(default_factory=list)
     wires: list[FakeNetwork] = field(default_factory=list)
     volumes_held: set[str] = field(default_factory=set)
+    labelled: dict[str, dict[str, str]] = field(default_factory=dict)  # volumes of ours among them
     broken: Exception | None = None
     identifier: str = "ENGINE:ONE"
     data: str = "none-1"
@@ -105,7 +106,7 @@ class FakeEngine:
 
     @property
     def volumes(self) -> Any:
-        return SimpleNamespace(get=self._volume)
+        return SimpleNamespace(get=self._volume, list=self._volumes)
 
     @property
     def api(self) -> Any:
@@ -144,7 +145,13 @@ class FakeEngine:
     def _volume(self, name: str) -> Any:
         if name not in self.volumes_held:
             raise NotFound("no such volume")
-        return SimpleNamespace(remove=lambda **_: self.volumes_held.remove(name))
+        labels = {"Labels": self.labelled.get(name)}
+        return SimpleNamespace(name=name, attrs=labels, remove=lambda **_: self.volumes_held.remove(name))
+
+    def _volumes(self, filters: dict[str, str]) -> list[Any]:
+        key, _, value = filters["label"].partition("=")
+        held = [name for name in self._answer(self.labelled) if name in self.volumes_held]
+        return [self._volume(name) for name in held if self.labelled[name].get(key) == value]
 
     @property
     def identity(self) -> Identity:

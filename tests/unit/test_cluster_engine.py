@@ -17,10 +17,12 @@ from docker.errors import DockerException, NotFound
 from sandbox.cluster import (
     bringup,
     containers,
+    furnishing,
     guard,
     kind,
     leftovers,
     looking,
+    making,
     node_images,
     nodes,
     ownership,
@@ -207,7 +209,7 @@ def test_a_running_cluster_gets_what_its_spec_now_asks_for(
     done: list[object] = []
     monkeypatch.setattr(bringup, "_running", lambda *_, **__: made)
     monkeypatch.setattr(bringup.Kube, "connect", lambda *_: "kube")
-    monkeypatch.setattr(bringup, "_furnish", lambda *given: done.append(given))
+    monkeypatch.setattr(furnishing, "furnish", lambda *given: done.append(given))
     monkeypatch.setattr(bringup.node_images, "load", lambda there, refs: done.append((there[0].name, refs)))
     assert bringup.up(SPEC, app_images=["toolbox"]) is made
     assert done == [("solo-control-plane", ["toolbox:1"]), ("kube", SPEC, 1, {"toolbox": "toolbox:1"})]
@@ -221,14 +223,14 @@ def test_gpus_are_waited_for_only_where_the_spec_has_some(monkeypatch: pytest.Mo
         done.append((nodes, image))
         return bool(spec.gpu)
 
-    monkeypatch.setattr(bringup.addons, "apply", lambda *_: None)
-    monkeypatch.setattr(bringup, "wait_for", lambda *_, **__: None)
-    monkeypatch.setattr(bringup.gpus, "in_order", lambda *_: ["solo-control-plane"])
-    monkeypatch.setattr(bringup.gpus, "apply", apply)
-    monkeypatch.setattr(bringup.gpus, "wait", lambda kube, spec, nodes: done.append(nodes))
+    monkeypatch.setattr(furnishing.addons, "apply", lambda *_: None)
+    monkeypatch.setattr(furnishing, "wait_for", lambda *_, **__: None)
+    monkeypatch.setattr(furnishing.gpus, "in_order", lambda *_: ["solo-control-plane"])
+    monkeypatch.setattr(furnishing.gpus, "apply", apply)
+    monkeypatch.setattr(furnishing.gpus, "wait", lambda kube, spec, nodes: done.append(nodes))
     spec = SPEC.model_copy(update={"gpu": gpu})
     refs = {name: f"{name}:1" for name in bringup.addons.images(spec)}
-    bringup._furnish(cast("Any", None), spec, 1, refs)
+    furnishing.furnish(cast("Any", None), spec, 1, refs)
     named = ["solo-control-plane"]
     assert done == ([(named, "gpu-emulator:1"), named] if gpu else [([], "")])
 
@@ -281,6 +283,7 @@ def test_nodes_that_do_not_answer_here_are_told_plainly_and_the_cluster_is_remov
         put(machine)
 
     monkeypatch.setattr(containers, "make_network", lambda *_, **__: None)
+    monkeypatch.setattr(making, "_volumes", lambda *_: ["/volumes/solo"])
     monkeypatch.setattr(kind, "create", create)
     monkeypatch.setattr(reach, "_SECONDS", 0.1)
     monkeypatch.setattr(reach, "_ONE_TRY_SECONDS", 0.1)

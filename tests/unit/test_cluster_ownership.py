@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.cluster import bringup, containers, guard, leftovers, looking, nodes, ownership, record, teardown
+from sandbox.cluster import bringup, containers, guard, leftovers, looking, making, nodes, ownership, record, teardown
 from sandbox.cluster.record import Cluster, Node, Owner
 from sandbox.errors import EXIT_FAIL, ClusterError, EnvironmentMissing, NotOurs, SandboxError
 from sandbox.host.engine import Engine
@@ -288,10 +288,9 @@ def test_the_load_balancer_of_several_control_planes_is_recorded_and_goes(
     half_made(engine)
     engine.held.append(FakeContainer(engine, "solo-external-load-balancer", role="external-load-balancer"))
     (tmp_path / "kubeconfig").touch()
-    monkeypatch.setattr(bringup.Kube, "connect", lambda *_: SimpleNamespace(uid=lambda: "u-1"))
-    made = bringup._describe(
-        cast("Any", engine), "solo", tmp_path / "kubeconfig", run="abc", shape="s", image="node:1", owner=None
-    )
+    monkeypatch.setattr(making.Kube, "connect", lambda *_: SimpleNamespace(uid=lambda: "u-1"))
+    order = making.Order(cast("Any", engine), SPEC, "solo", None, Path("kind"), "node:1", {}, "2")
+    made = making.describe(order, making.Making("abc", engine.identity), tmp_path / "kubeconfig")
     assert made.engine == engine.identity
     assert {*made.containers} == {each.id for each in engine.held}
     assert [node.name for node in made.nodes] == ["solo-control-plane", "solo-worker"]

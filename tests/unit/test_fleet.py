@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sandbox import paths
-from sandbox.cluster import addons, config, fleet
+from sandbox.cluster import addons, config, fleet, node_files
 from sandbox.cluster.record import shape
 from sandbox.errors import UsageError
 from sandbox.gpu.emulator import labels
@@ -94,22 +94,27 @@ def test_the_shipped_fleet_has_two_profiles_of_one_scheduler() -> None:
     assert given["leaderElection"] == {"leaderElect": False}
 
 
-def test_the_scheduler_s_file_is_mounted_where_a_scheduler_may_run_and_named_to_it() -> None:
+def test_the_scheduler_s_file_lies_where_a_scheduler_may_run_and_is_named_to_it() -> None:
     mine = spec("scheduler: {profiles: []}\nkindConfig: {nodes: [{role: control-plane}, {role: worker}]}\n")
-    rendered = yaml.safe_load(config.render(mine, image="node", cgroup="2", scheduler=Path("/state/scheduler.yaml")))
-    first, second = rendered["nodes"]
-    assert first["extraMounts"][0]["hostPath"] == "/state/scheduler.yaml"
-    assert "extraMounts" not in second
+    first, second = (node_files.of_node(mine, position) for position in (0, 1))
+    (path,) = [path for path in first if path.endswith("scheduler.yaml")]
+    assert yaml.safe_load(first[path]) == mine.scheduler_config
+    assert not any(each.endswith("scheduler.yaml") for each in second)
+    rendered = yaml.safe_load(config.render(mine, image="node", cgroup="2", volumes=["/v/0", "/v/1"]))
     patches = [yaml.safe_load(each) for each in rendered["kubeadmConfigPatches"]]
     named = [each["scheduler"]["extraArgs"].get("config") for each in patches if "scheduler" in each]
-    assert first["extraMounts"][0]["containerPath"] in named
+    assert f"/var/{path}" in named
 
 
-def test_a_shape_without_fleet_and_scheduler_is_made_as_before() -> None:
-    rendered = config.render(spec(""), image="node", cgroup="2")
-    assert "kube-api-qps" not in rendered
-    assert "extraMounts" not in rendered
-    assert config.scheduler_file(spec(""), "mine") is None
+def test_a_shape_without_fleet_and_scheduler_gets_no_file_and_no_rates_of_one() -> None:
+    patches = [
+        yaml.safe_load(each)
+        for each in yaml.safe_load(config.render(spec(""), image="node", cgroup="2"))["kubeadmConfigPatches"]
+    ]
+    assert [
+        each["controllerManager"]["extraArgs"]["kube-api-qps"] for each in patches if "controllerManager" in each
+    ] == ["200"]
+    assert not any(path.endswith("scheduler.yaml") for path in node_files.of_node(spec(""), 0))
     assert shape(spec("")) != shape(spec())
 
 
