@@ -18,6 +18,7 @@ from sandbox.cli_gpu import gpu_app
 from sandbox.cli_images import images_app
 from sandbox.cli_load import BaselineOption, load
 from sandbox.cli_output import Output, OutputOption, out, table, write_json
+from sandbox.cli_snapshot import snapshot_app
 from sandbox.errors import EXIT_FAIL, EXIT_INVALID, SandboxError, UsageError
 
 app = typer.Typer(
@@ -30,11 +31,13 @@ app = typer.Typer(
 )
 app.add_typer(gpu_app, name="gpu")
 app.add_typer(images_app, name="images")
+app.add_typer(snapshot_app, name="snapshot")
 app.command()(load)
 errors_out = Console(stderr=True, highlight=False, soft_wrap=True)
 ShapeArgument = Annotated[str, typer.Argument(help="A shape: a name of clusters/, or the path of a file.")]
 NameArgument = Annotated[str, typer.Argument(help="A cluster's name.")]
 ScenariosArgument = Annotated[list[str], typer.Argument(help="Scenario files, folders, or names.")]
+ColdOption = Annotated[bool, typer.Option("--cold", help="Make it anew: use no snapshot, and keep none.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds a folder per run.")]
 
 
@@ -68,6 +71,7 @@ def up(
     shape: ShapeArgument = "solo",
     name: Annotated[str | None, typer.Option(help="Another name than the shape's.")] = None,
     allow_changes: Annotated[bool, typer.Option(help="Leave to change a `provider: existing` cluster.")] = False,
+    cold: ColdOption = False,
     output: OutputOption = Output.text,
 ) -> None:
     """Bring a cluster up, or take the one that runs. It stays until `sandbox down`."""
@@ -75,9 +79,8 @@ def up(
     from sandbox.spec.catalogue import find
     from sandbox.spec.cluster import ClusterSpec
 
-    made = cluster.up(
-        find("clusters", shape, ClusterSpec, kind="cluster").model, name=name, allow_changes=allow_changes
-    )
+    spec = find("clusters", shape, ClusterSpec, kind="cluster").model
+    made = cluster.up(spec, name=name, allow_changes=allow_changes, cold=cold)
     if output is Output.json:
         write_json(made)
         return
@@ -233,6 +236,7 @@ def run(
     keep: Annotated[bool, typer.Option("--keep", help="Leave cluster and stack as they are in the end.")] = False,
     cluster_name: Annotated[str | None, typer.Option("--cluster-name", help="Run on a cluster of this name.")] = None,
     allow_changes: Annotated[bool, typer.Option(help="Leave to change a `provider: existing` cluster.")] = False,
+    cold: ColdOption = False,
     baseline: BaselineOption = None,
     runs: RunsOption = Path("runs"),
     output: OutputOption = Output.text,
@@ -249,7 +253,9 @@ def run(
         for each in plans:
             out.print(each.in_words(), markup=False, soft_wrap=True)
         return
-    options = Options(runs=runs, keep=keep, allow_changes=allow_changes, cluster_name=cluster_name, baseline=baseline)
+    options = Options(
+        runs=runs, keep=keep, allow_changes=allow_changes, cluster_name=cluster_name, cold=cold, baseline=baseline
+    )
     outcomes = suite.execute_all(plans, options)
     published = suite.publish(outcomes, runs)
     if output is Output.json:

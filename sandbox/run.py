@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import threading
+import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ class Options:
         keep_cluster: leave the cluster: somebody else takes it down.
         allow_changes: leave to change a `provider: existing` cluster.
         cluster_name: another name for the cluster than its shape's, so that runs can be side by side.
+        cold: make the cluster anew, and keep no snapshot.
         baseline: the folder of an earlier run, for thresholds that are held against it.
     """
 
@@ -54,6 +56,7 @@ class Options:
     keep_cluster: bool = False
     allow_changes: bool = False
     cluster_name: str | None = None
+    cold: bool = False
     baseline: Path | None = None
 
 
@@ -69,6 +72,7 @@ class Run:
     stop: threading.Event = field(default_factory=threading.Event)
     cluster: Cluster | None = None
     cluster_goes: bool = False  # with the run; what is on it goes along
+    untouched: bool = False  # the cluster is new, and nothing was on it but what this run asks for
     kube: Kube | None = None
     images: dict[str, str] = field(default_factory=dict)  # name -> reference, of all the plan names
     deployed: stacks.Deployed | None = None
@@ -127,16 +131,21 @@ def up(run: Run) -> None:
     spec, name = run.plan.cluster, run.options.cluster_name or run.plan.shape
     if spec is None:
         return
+    begun = time.time()
+    run.images = _references(run.plan)
     run.cluster = cluster.up(
         spec,
         name=name,
         app_images=run.plan.images,
         owner=None if run.options.keep else Owner.me(),
         allow_changes=run.options.allow_changes,
+        deployed=_wanted(run.plan, run.images),
+        cold=run.options.cold,
     )
     if run.cluster.owner == Owner.me() and not run.options.keep_cluster:
         run.undo.callback(cluster.down, name)
         run.cluster_goes = True
+    run.untouched = run.cluster.created >= begun
     cluster.prove_ours(run.cluster)
     run.kube = Kube.connect(run.cluster.kubeconfig, run.cluster.context)
     run.fact(
@@ -146,6 +155,7 @@ def up(run: Run) -> None:
         kubernetes=run.kube.version,
         nodes=run.cluster.node_names,
         image=run.cluster.image,
+        came=run.cluster.origin.words,
     )
     if groups := spec.gpu_nodes:
         kinds = [f"{group.count} x {group.profile} ({group.mode})" for group in groups.values()]
@@ -160,13 +170,9 @@ def deploy(run: Run) -> None:
     if run.plan.cluster is None:
         return
     own, kube = run.ground
-    run.images = _references(run.plan)
-    if run.plan.cluster.gpu_nodes:
-        for ident in strike.clear(own, kube)[0]:
-            say(f"ended {ident}, a fault of a run that was killed, or one put there by hand")
-    workloads.clear(kube)
-    if left := namespaces.clear(kube):
-        say(f"removed what a run that was killed or kept has left: {', '.join(left)}")
+    wanted = _wanted(run.plan, run.images)
+    if not run.untouched:
+        _clear(run)
     if not (run.options.keep or run.cluster_goes):
         run.undo.callback(namespaces.clear, kube)
         run.undo.callback(workloads.clear, kube)
@@ -175,9 +181,6 @@ def deploy(run: Run) -> None:
         with step(f"guardrail {guardrail.metadata.name}"):
             applied = guardrails.apply(kube, guardrail, values, images=run.images)
             run.tenant = applied.tenant or run.tenant
-    if run.plan.scenario.workloads:
-        namespaces.refuse_strangers(kube, [workloads.NAMESPACE])
-        kube.apply([namespaces.make(workloads.NAMESPACE)])
     for stack, values in run.plan.stacks:
         with step(f"stack {stack.metadata.name}"):
             made = stacks.deploy(kube, stack, values, images=run.images, addresses=own.node_addresses)
@@ -189,6 +192,31 @@ def deploy(run: Run) -> None:
             run.fact("stack", name=made.stack, images=run.images, **told)
         else:
             run.fact(f"stack {made.stack}", images={name: run.images[name] for name in stack.images}, **told)
+    if run.untouched and wanted and not run.options.cold:
+        cluster.keep(own, run.plan.cluster, wanted)
+    if run.plan.scenario.workloads:
+        namespaces.refuse_strangers(kube, [workloads.NAMESPACE])
+        kube.apply([namespaces.make(workloads.NAMESPACE)])
+
+
+def _clear(run: Run) -> None:
+    """Remove what others have left on a cluster that was there before."""
+    own, kube = run.ground
+    if run.plan.cluster and run.plan.cluster.gpu_nodes:
+        for ident in strike.clear(own, kube)[0]:
+            say(f"ended {ident}, a fault of a run that was killed, or one put there by hand")
+    workloads.clear(kube)
+    if left := namespaces.clear(kube):
+        say(f"removed what a run that was killed or kept has left: {', '.join(left)}")
+
+
+def _wanted(plan: Plan, refs: Mapping[str, str]) -> dict[str, Any]:
+    """All that `deploy` will put on the cluster: name -> its objects. Where pods live the cluster itself says."""
+    wanted = {
+        f"guardrail {each.metadata.name}": guardrails.render(each, values, images=refs, pod_cidrs=[])
+        for each, values in plan.guardrails
+    }
+    return wanted | {each.metadata.name: stacks.render(each, values, images=refs) for each, values in plan.stacks}
 
 
 def verify(run: Run) -> None:

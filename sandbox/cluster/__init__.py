@@ -1,6 +1,7 @@
 """Clusters: made with kind or taken as they are, proven to be ours before they are changed, removed without a trace."""
 
-from sandbox.cluster.bringup import up
+from sandbox.cluster.bringup import restore, up
+from sandbox.cluster.fetching import keep
 from sandbox.cluster.guard import prove_ours
 from sandbox.cluster.leftovers import reap
 from sandbox.cluster.looking import Status, current, kubeconfig, list_clusters, status
@@ -16,6 +17,7 @@ __all__ = [
     "Status",
     "current",
     "down",
+    "keep",
     "kubeconfig",
     "lease",
     "list_clusters",
@@ -25,6 +27,7 @@ __all__ = [
     "prove_ours",
     "prove_storage",
     "reap",
+    "restore",
     "status",
     "up",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sandbox import images
 from sandbox.cluster import (
@@ -12,6 +12,7 @@ from sandbox.cluster import (
     config,
     containers,
     existing,
+    fetching,
     furnishing,
     leftovers,
     making,
@@ -19,6 +20,7 @@ from sandbox.cluster import (
     nodes,
     ownership,
     record,
+    snapshots,
 )
 from sandbox.cluster.guard import prove_ours
 from sandbox.cluster.record import Cluster, Owner
@@ -26,16 +28,15 @@ from sandbox.errors import UsageError
 from sandbox.host.checks import require
 from sandbox.host.engine import client, identity
 from sandbox.host.preparing import prepare
-from sandbox.kube import Kube, Seen, wait_for
+from sandbox.kube import Kube, wait_for
 from sandbox.kube.conditions import renewed
 from sandbox.progress import say
+from sandbox.spec.cluster import ClusterSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from docker import DockerClient
-
-    from sandbox.spec.cluster import ClusterSpec
 
 
 def up(
@@ -45,8 +46,12 @@ def up(
     app_images: Sequence[str] = (),
     owner: Owner | None = None,
     allow_changes: bool = False,
+    deployed: Mapping[str, Any] | None = None,
+    cold: bool = False,
 ) -> Cluster:
     """Bring up a cluster of this shape, or return the one that runs. Ready means: all nodes Ready, DNS rolled out.
+
+    A new one comes from a snapshot where there is one: of what is to be deployed on it, else of the bare cluster.
 
     Args:
         spec: the shape.
@@ -54,6 +59,8 @@ def up(
         app_images: names of clusters/images/ to have in the nodes, beside the spec's own.
         owner: a process the cluster ends with; it is kept until `down` without.
         allow_changes: for `provider: existing`: leave to change that cluster.
+        deployed: what is going to be deployed on it: name -> its objects.
+        cold: make it anew, and keep no snapshot.
 
     Raises:
         UsageError: a bad name, or a cluster of that name and another shape runs.
@@ -83,14 +90,44 @@ def up(
             if running is None:
                 require(engine)
                 config.check_ports(spec)
-                return making.cold(
-                    making.Order(docker, spec, chosen, owner, binary, refs["node"], load=ours, cgroup=engine.cgroup)
-                )
+                order = making.Order(docker, spec, chosen, owner, binary, refs["node"], ours, engine.cgroup)
+                return fetching.fetch(order, deployed or {}, cold=cold)
             kube = Kube.connect(running.kubeconfig, running.context)
             node_images.load(containers.nodes(docker, chosen), [*ours.values()])
             furnishing.furnish(kube, spec, len(running.nodes), ours)
             say(f"{chosen}: runs already")
             return running
+
+
+def restore(name: str, cluster: str | None = None) -> Cluster:
+    """Start a copy of a snapshot, which is kept until `down`.
+
+    Args:
+        name: of the snapshot.
+        cluster: what the copy is called; as the one that was saved when not given.
+
+    Raises:
+        UsageError: there is no such snapshot, or a cluster of that name.
+        ClusterError: it does not fit, was altered, or did not come up. Nothing is left.
+    """
+    saved = snapshots.load(name)
+    chosen = cluster or saved.cluster
+    record.check_name(chosen)
+    spec = ClusterSpec.model_validate(saved.spec)
+    engine = prepare()
+    leftovers.reap(besides=chosen)
+    with containers.engine_errors(chosen), record.locked(chosen):
+        docker = client()
+        ownership.refuse_strangers(ownership.survey(docker, chosen), chosen)
+        if record.find(chosen) is not None and not leftovers.leftover(chosen):
+            raise UsageError("is a cluster already", where=chosen, fix=f"another --cluster, or sandbox down {chosen}")
+        if record.home(chosen).exists():
+            containers.remove(docker, chosen)
+            record.forget(chosen)
+        require(engine)
+        config.check_ports(spec)
+        order = making.Order(docker, spec, chosen, None, images.tool("kind"), saved.image, {}, engine.cgroup)
+        return snapshots.restore(order, saved)
 
 
 def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | None, *, image: str) -> Cluster | None:
@@ -135,7 +172,7 @@ def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | 
         engine=identity(docker),
     )
     kube = Kube.connect(current.kubeconfig, current.context)
-    wait_for(lambda: _answers(kube), within=furnishing.READY_SECONDS, what=f"the API server of {name}")
+    wait_for(lambda: making.answers(kube), within=furnishing.READY_SECONDS, what=f"the API server of {name}")
     prove_ours(current)
     record.save(current)
     if woken:  # until then the API server tells of the nodes as they were before they stopped
@@ -145,8 +182,3 @@ def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | 
             what="word from every kubelet",
         )
     return current
-
-
-def _answers(kube: Kube) -> Seen[None]:
-    answer = kube.request("GET", "/readyz")
-    return Seen(answer.ok, None, f"/readyz answers {answer.status}")

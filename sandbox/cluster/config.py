@@ -125,6 +125,18 @@ def _patches(spec: ClusterSpec) -> list[dict[str, Any]]:
 
 def check_ports(spec: ClusterSpec) -> None:
     """Raise EnvironmentMissing naming every host port of the configuration that is taken, before anything is made."""
+    taken = [f"{address}:{port}" for address, port in host_ports(spec) if not _free(address, port)]
+    if taken:
+        ports = ", ".join(each.rsplit(":", 1)[1] for each in taken)
+        raise EnvironmentMissing(
+            f"{', '.join(taken)} is taken",
+            where=spec.metadata.name,
+            fix=f"ss -ltnp | grep -E '{ports.replace(', ', '|')}'   (or leave the port out: a free one is taken)",
+        )
+
+
+def host_ports(spec: ClusterSpec) -> list[tuple[str, int]]:
+    """The addresses and TCP ports of this machine that the configuration names; those left to chance are not."""
     wanted = [
         (mapping.get("listenAddress") or "0.0.0.0", int(mapping.get("hostPort") or 0))  # noqa: S104 - kind's own default
         for node in spec.nodes
@@ -133,14 +145,7 @@ def check_ports(spec: ClusterSpec) -> None:
     ]
     networking = spec.kind_config.get("networking") or {}
     wanted.append((networking.get("apiServerAddress") or "127.0.0.1", int(networking.get("apiServerPort") or 0)))
-    taken = [f"{address}:{port}" for address, port in wanted if port > 0 and not _free(address, port)]
-    if taken:
-        ports = ", ".join(each.rsplit(":", 1)[1] for each in taken)
-        raise EnvironmentMissing(
-            f"{', '.join(taken)} is taken",
-            where=spec.metadata.name,
-            fix=f"ss -ltnp | grep -E '{ports.replace(', ', '|')}'   (or leave the port out: a free one is taken)",
-        )
+    return [(address, port) for address, port in wanted if port > 0]
 
 
 def _free(address: str, port: int) -> bool:

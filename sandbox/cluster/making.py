@@ -25,10 +25,10 @@ from sandbox.cluster import (
 )
 from sandbox.cluster.ownership import CLUSTER_LABEL, RUN_LABEL, survey
 from sandbox.cluster.reach import OutOfReach, require_reach
-from sandbox.cluster.record import Cluster, Owner
+from sandbox.cluster.record import Cluster, Origin, Owner
 from sandbox.errors import EnvironmentMissing, SandboxError
 from sandbox.host.engine import Identity, identity
-from sandbox.kube import Kube
+from sandbox.kube import Kube, Seen
 from sandbox.progress import say, step
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
     from sandbox.spec.cluster import ClusterSpec
+
+
+COLD = Origin()
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def attempt(order: Order) -> Iterator[Making]:
         raise
 
 
-def describe(order: Order, making: Making, kubeconfig: Path) -> Cluster:
+def describe(order: Order, making: Making, kubeconfig: Path, *, origin: Origin = COLD) -> Cluster:
     """Return the value of a cluster whose API server answers."""
     docker, name = order.docker, order.name
     kubeconfig.chmod(0o600)
@@ -159,7 +162,16 @@ def describe(order: Order, making: Making, kubeconfig: Path) -> Cluster:
         owner=order.owner,
         engine=making.engine,
         containers=tuple(str(each.id) for each in survey(docker, name).containers),
+        spec=order.spec.model_dump(mode="json", by_alias=True),
+        images=tuple(order.load.values()),
+        origin=origin,
     )
+
+
+def answers(kube: Kube) -> Seen[None]:
+    """One look at whether the API server says it is ready."""
+    answer = kube.request("GET", "/readyz")
+    return Seen(answer.ok, None, f"/readyz answers {answer.status}")
 
 
 def volume_names(spec: ClusterSpec, name: str, making: Making) -> list[str]:

@@ -16,11 +16,11 @@ class OutOfReach(ClusterError):
     """The cluster is well, and its nodes' addresses do not answer here."""
 
 
-def require_reach(cluster: str, address: str, *, port: int = _PORT) -> None:
-    """Stop where a control plane that is up does not answer on its own address.
+def require_reach(cluster: str, address: str, *, port: int = _PORT, within: float = _SECONDS) -> None:
+    """Stop where a control plane does not answer on its own address; one that is up needs no more than five seconds.
 
     Raises:
-        OutOfReach: it did not within five seconds.
+        OutOfReach: it did not, `within` that many seconds.
     """
 
     def look() -> Seen[None]:
@@ -31,7 +31,7 @@ def require_reach(cluster: str, address: str, *, port: int = _PORT) -> None:
         return Seen(True, None, "")
 
     try:
-        wait_for(look, within=_SECONDS, what=f"an answer of {address}:{port}")
+        wait_for(look, within=within, what=f"an answer of {address}:{port}")
     except DeadlineExceeded as error:
         raise OutOfReach(
             "the addresses of its nodes are not reachable from this machine; load and probes reach stacks there",

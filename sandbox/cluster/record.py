@@ -85,6 +85,26 @@ class Owner:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """How a cluster came.
+
+    Attributes:
+        way: `cold`: made anew; `snapshot`: a copy of one.
+        snapshot: the name of that snapshot; else empty.
+        key: hash of what was in it, where it was made automatically; else empty.
+    """
+
+    way: Literal["cold", "snapshot"] = "cold"
+    snapshot: str = ""
+    key: str = ""
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"from snapshot {self.snapshot}" if self.snapshot else "cold"
+
+
+@dataclass(frozen=True)
 class Cluster:
     """A cluster that came up.
 
@@ -100,6 +120,9 @@ class Cluster:
         owner: the process it ends with; None for one that is kept.
         engine: the one it was made on; None in the record of an older version, and for an existing cluster.
         containers: the engine's ids of all that kind made for it: nodes, and a load balancer where it made one.
+        spec: its file, as JSON; empty in the record of an older version, and for an existing cluster.
+        images: references of the images that were loaded into its nodes as it was made.
+        origin: how it came.
     """
 
     name: str
@@ -116,6 +139,9 @@ class Cluster:
     owner: Owner | None = field(default=None)
     engine: Identity | None = None
     containers: tuple[str, ...] = ()
+    spec: dict[str, Any] = field(default_factory=dict)
+    images: tuple[str, ...] = ()
+    origin: Origin = field(default_factory=Origin)
 
     @property
     def node_names(self) -> list[str]:
@@ -279,7 +305,8 @@ def find(name: str) -> Cluster | None:
         owner, engine = data.pop("owner", None), data.pop("engine", None)
         data |= {"owner": Owner(**owner) if owner else None, "engine": Identity(**engine) if engine else None}
         data |= {"nodes": tuple(Node(**node) for node in data["nodes"]), "kubeconfig": Path(data["kubeconfig"])}
-        return Cluster(**data | {"containers": tuple(data.get("containers", ()))})
+        data |= {key: tuple(data.get(key, ())) for key in ("containers", "images")}
+        return Cluster(**data | {"origin": Origin(**data.get("origin", {}))})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:

@@ -101,7 +101,7 @@ def renewed(kube: Kube, names: Sequence[str], *, since: float) -> Watching[None]
     """
 
     def judge(leases: list[Object]) -> Seen[None]:
-        fresh = {lease["metadata"]["name"] for lease in leases if _seconds(lease["spec"].get("renewTime")) > since}
+        fresh = {lease["metadata"]["name"] for lease in leases if seconds(lease["spec"].get("renewTime")) > since}
         silent = [name for name in names if name not in fresh]
         return Seen(not silent, None, f"no word yet from {', '.join(silent)}")
 
@@ -152,7 +152,8 @@ def describe(pod: Object) -> str:
     return f"{label(pod)} {status.get('phase', 'unknown')}" + (f" ({'; '.join(reasons)})" if reasons else "")
 
 
-def _seconds(moment: str | None) -> float:
+def seconds(moment: str | None) -> float:
+    """A time of an API object as seconds since the epoch; 0 for none."""
     return datetime.fromisoformat(moment).timestamp() if moment else 0.0
 
 
