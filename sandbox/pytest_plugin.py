@@ -127,25 +127,31 @@ class Clusters:
 
     def up(self, shape: str, name: str | None = None) -> Cluster:
         """The cluster of that shape, made if it does not run."""
-        from sandbox import cluster, suite
+        from sandbox import cluster
         from sandbox.cluster import Owner
         from sandbox.spec.catalogue import find
         from sandbox.spec.cluster import ClusterSpec
 
         spec = find("clusters", shape, ClusterSpec, kind="cluster").model
         chosen = name or spec.metadata.name
-        self._names = [*(each for each in self._names if each != chosen), chosen]
+        self.take(chosen)
+        return cluster.up(spec, name=chosen, owner=Owner.me())
+
+    def take(self, name: str) -> None:
+        """Note that a cluster of that name is going to be used; the one that was not for the longest may go for it."""
+        from sandbox import suite
+
+        self._names = [*(each for each in self._names if each != name), name]
         while len(self._names) > self._MOST:
             suite.release(self._names.pop(0))
-        return cluster.up(spec, name=chosen, owner=None if self._keep else Owner.me())
 
     def close(self) -> None:
-        """Remove them, and tell of the first that could not be."""
+        """Remove them, or leave them to whom they are kept for; tell of the first that could not be removed."""
         from sandbox import suite
 
         with ExitStack() as undo:
             for name in self._names:
-                undo.callback(suite.release, name)
+                undo.callback(suite.leave if self._keep else suite.release, name)
 
 
 class ScenarioFile(pytest.File):
@@ -206,7 +212,7 @@ def run_scenario(config: pytest.Config, scenario: Path | str) -> Outcome:
     (loaded,) = plan.load_all([str(scenario)])
     name = config.getoption("--sandbox-cluster") or loaded.shape
     if loaded.cluster and loaded.cluster.provider == "kind":
-        config.stash[_CLUSTERS].up(str(loaded.cluster_source), name)
+        config.stash[_CLUSTERS].take(name)
     runs = Path(config.getoption("--sandbox-runs"))
     outcome = execute(loaded, Options(runs=runs, cluster_name=name, keep_cluster=True))
     if isinstance(outcome.error, KeyboardInterrupt):

@@ -170,6 +170,7 @@ def deploy(run: Run) -> None:
     if run.plan.cluster is None:
         return
     own, kube = run.ground
+    run.images = run.images or _references(run.plan)
     wanted = _wanted(run.plan, run.images)
     if not run.untouched:
         _clear(run)

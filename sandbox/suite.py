@@ -77,6 +77,13 @@ def release(name: str) -> None:
         cluster.down(name)
 
 
+def leave(name: str) -> None:
+    """Leave a cluster that is this process's to whoever comes: it stays until `down`."""
+    known = record.find(name)
+    if known is not None and known.owner == Owner.me():
+        record.save(replace(known, owner=None))
+
+
 def exit_code(outcomes: Sequence[Outcome], published: Written | None = None) -> int:
     """The worst of all, a file over several runs that could not be written included; of no run at all, `invalid`."""
     codes = {outcome.exit_code for outcome in outcomes}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sandbox.cluster import containers, ownership, record
+from sandbox.cluster.snapshots import keeping
 from sandbox.errors import ClusterError, SandboxError
 from sandbox.host.engine import client, look
 from sandbox.progress import say
@@ -16,15 +17,17 @@ if TYPE_CHECKING:
 def reap(*, besides: str = "", strict: bool = False) -> list[str]:
     """Remove every leftover of this state folder; kept clusters and those another command works on stay.
 
-    A leftover is a create that began and never ended, a cluster whose owner process is gone, or a network with this
-    state folder's label and without a record. What others made stays, and so does a cluster made on another engine.
+    A leftover is a create that began and never ended, a cluster whose owner process is gone, a network or a volume with
+    this state folder's label and without a record, or what there is of a snapshot without a file. What others made
+    stays, and so does a cluster made on another engine.
 
     Args:
         besides: a cluster the caller deals with itself.
         strict: one that cannot be removed is an error of the caller's, too.
 
     Returns:
-        The names of the clusters removed. One that cannot be removed is said, and does not stop the others.
+        What was removed: names of clusters, and `snapshot <name>`. One that cannot be removed is said, and does not
+        stop the others.
 
     Raises:
         SandboxError: with `strict`, why the first that could not be removed stays.
@@ -42,6 +45,8 @@ def reap(*, besides: str = "", strict: bool = False) -> list[str]:
         except SandboxError as error:
             say(f"leftover {error}")
             kept.append(error)
+    with containers.engine_errors():
+        reaped += [f"snapshot {name}" for name in keeping.reap(docker)]
     if strict and kept:
         raise kept[0]
     return reaped

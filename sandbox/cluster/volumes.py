@@ -73,6 +73,8 @@ def of_image(docker: DockerClient, image: str) -> str:
         if found is not None and serial(found) and _noted(note) == serial(found):
             return name
         if found is not None:  # of a command that was killed while it filled it
+            for each in docker.containers.list(all=True, filters={"volume": name}):
+                each.remove(force=True, v=True)
             found.remove()
         with step(f"unpack {image} once, for the nodes that share it"):
             volume = create(docker, name, {BASE_LABEL: identity})

@@ -284,7 +284,8 @@ def test_a_cluster_whose_nodes_were_removed_is_made_anew(solo: Cluster, toolbox:
     containers.nodes(client(), NAME)[0].remove(force=True, v=True)
     assert cluster.status(NAME).state == "gone"
     fresh = cluster.up(SOLO, name=NAME, app_images=["toolbox"], owner=Owner.me())
-    assert fresh.uid != solo.uid
+    assert fresh.run != solo.run
+    assert not {*fresh.containers} & {*solo.containers}
     cluster.prove_ours(fresh)
     # sabotaged: without the daemon that enforces them policies are words, and the proof must say so
     kube = Kube.connect(fresh.kubeconfig, fresh.context)

@@ -26,6 +26,12 @@ def refusal(words: str) -> APIError:
     return APIError("500 Server Error", explanation=words)
 
 
+def carries(labels: dict[str, str], asked: str | list[str]) -> bool:
+    """Whether they are among the labels: `key=value`, or a key alone."""
+    pairs = [each.partition("=") for each in ([asked] if isinstance(asked, str) else asked)]
+    return all(key in labels and (not equals or labels[key] == value) for key, equals, value in pairs)
+
+
 @dataclass
 class FakeContainer:
     engine: FakeEngine
@@ -123,8 +129,7 @@ class FakeEngine:
     def _containers(self, filters: dict[str, Any], **_: object) -> list[FakeContainer]:
         def fits(each: FakeContainer) -> bool:
             if "label" in filters:
-                key, _, value = filters["label"].partition("=")
-                return each.labels.get(key) == value
+                return carries(each.labels, filters["label"])
             there = each.attrs["NetworkSettings"]["Networks"]
             return bool({*filters["network"]} & {*there, *(one["NetworkID"] for one in there.values())})
 
@@ -133,8 +138,7 @@ class FakeEngine:
     def _networks(self, names: Any = None, filters: Any = None) -> list[Any]:
         if names == ["none"]:
             return [SimpleNamespace(id=self._answer(self.data))]
-        key, _, value = filters["label"].partition("=")
-        return [each for each in self._answer(self.wires) if each.attrs["Labels"].get(key) == value]
+        return [each for each in self._answer(self.wires) if carries(each.attrs["Labels"], filters["label"])]
 
     def _get(self, identity: str) -> FakeContainer:
         for each in self._answer(self.held):
@@ -149,9 +153,12 @@ class FakeEngine:
         return SimpleNamespace(name=name, attrs=labels, remove=lambda **_: self.volumes_held.remove(name))
 
     def _volumes(self, filters: dict[str, str]) -> list[Any]:
-        key, _, value = filters["label"].partition("=")
         held = [name for name in self._answer(self.labelled) if name in self.volumes_held]
-        return [self._volume(name) for name in held if self.labelled[name].get(key) == value]
+        return [self._volume(name) for name in held if carries(self.labelled[name], filters["label"])]
+
+    @property
+    def images(self) -> Any:
+        return SimpleNamespace(list=lambda **_: [])
 
     @property
     def identity(self) -> Identity:

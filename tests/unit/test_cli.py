@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = {
     **{(each.name or each.callback.__name__,): each for each in cli.app.registered_commands if each.callback},
     **{("images", str(each.name)): each for each in cli.images_app.registered_commands},
+    **{("snapshot", str(each.name)): each for each in cli.snapshot_app.registered_commands},
     **{("gpu", str(each.name)): each for each in cli.gpu_app.registered_commands},
 }
 # One prints JSON and nothing else, the other a single word.
@@ -96,7 +97,11 @@ def test_every_command_and_option_is_in_the_reference(words: tuple[str, ...]) ->
 def test_the_reference_has_no_command_that_is_not_there() -> None:
     text = (ROOT / "docs/reference/cli.md").read_text()
     lines = [line.split("`")[1].split() for line in text.splitlines() if line.startswith("| `")]
-    told = {tuple(words[:2]) if words[0] in {"images", "gpu"} else (words[0],) for words in lines if words[0].isalpha()}
+    told = {
+        tuple(words[:2]) if words[0] in {"images", "gpu", "snapshot"} else (words[0],)
+        for words in lines
+        if words[0].isalpha()
+    }
     assert told == set(COMMANDS)
 
 
@@ -320,7 +325,7 @@ TOOLBOX = Image("toolbox", "ai-k8s-sandbox/toolbox:1", "sha256:1", 21_000_000, "
 def test_up_says_what_to_type_next_and_programs_get_the_whole_cluster(
     typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def up(spec: ClusterSpec, *, name: str | None, allow_changes: bool) -> Cluster:
+    def up(spec: ClusterSpec, *, name: str | None, allow_changes: bool, cold: bool) -> Cluster:
         return SOLO
 
     monkeypatch.setattr(cluster, "up", up)

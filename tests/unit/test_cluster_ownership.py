@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from sandbox import paths
 from sandbox.cluster import bringup, containers, guard, leftovers, looking, making, nodes, ownership, record, teardown
 from sandbox.cluster.record import Cluster, Node, Owner
 from sandbox.errors import EXIT_FAIL, ClusterError, EnvironmentMissing, NotOurs, SandboxError
@@ -234,6 +235,28 @@ def test_the_address_of_a_node_is_that_on_its_own_network(engine: FakeEngine) ->
         "sandbox-solo": {"IPAddress": "192.0.2.2", "NetworkID": "n1"},
     }
     assert looking.current("solo").node_addresses == ["192.0.2.2"]
+
+
+@pytest.mark.parametrize(("server", "problems"), [("41", 0), ("42", 1), ("", 0)])
+def test_a_copy_of_the_same_uid_is_told_by_its_port(engine: FakeEngine, server: str, problems: int) -> None:
+    known = put(engine)
+    engine.held[0].attrs["NetworkSettings"]["Ports"] = {"6443/tcp": [{"HostIp": "127.0.0.1", "HostPort": "41"}]}
+    found = guard.container_problems(known, f"https://127.0.0.1:{server}" if server else "")
+    assert len(found) == problems
+    assert all("not at a port of its containers, which is 41" in each for each in found)
+
+
+def test_volumes_of_the_cluster_go_with_it_and_are_a_leftover_without_it(engine: FakeEngine) -> None:
+    put(engine)
+    state = {ownership.STATE_LABEL: str(paths.state_dir())}
+    engine.labelled = {
+        "var": {ownership.CLUSTER_LABEL: "solo", **state},
+        "another's": {ownership.CLUSTER_LABEL: "solo", ownership.STATE_LABEL: "/elsewhere"},
+        "of another cluster": {ownership.CLUSTER_LABEL: "trio", **state},
+    }
+    engine.volumes_held = {*engine.labelled, "nobody's"}
+    assert "volume var" in teardown.down("solo")
+    assert engine.volumes_held == {"another's", "nobody's"}  # that of a trio that nothing knows is a leftover
 
 
 def test_a_container_of_a_recorded_name_and_another_id_is_not_ours(engine: FakeEngine) -> None:

@@ -226,7 +226,7 @@ class FakeKube:
 
 def answers(monkeypatch: pytest.MonkeyPatch, kube: FakeKube, containers: list[str]) -> None:
     monkeypatch.setattr(guard.Kube, "connect", lambda *_: kube)
-    monkeypatch.setattr(guard, "container_problems", lambda _: containers)
+    monkeypatch.setattr(guard, "container_problems", lambda *_: containers)
 
 
 def test_the_recorded_cluster_may_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:

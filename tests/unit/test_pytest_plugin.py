@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sandbox.cluster import Owner, record
 from sandbox.pytest_plugin import Clusters
+from tests.unit.container_engine import installed, put
 
 SCENARIO = "apiVersion: sandbox/v1\nkind: Scenario\nmetadata: {name: mine}\n"
 
@@ -117,3 +120,11 @@ def test_a_session_keeps_the_two_clusters_it_used_last(monkeypatch: pytest.Monke
     assert released == ["trio"]
     session.close()
     assert sorted(released) == ["solo", "solo-gpu", "trio"]
+
+
+def test_a_session_that_keeps_its_clusters_gives_them_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = put(installed(tmp_path, monkeypatch), owner=Owner.me())
+    session = Clusters(keep=True)
+    session.take("solo")
+    session.close()
+    assert record.get("solo") == replace(known, owner=None)

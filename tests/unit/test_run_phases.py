@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,12 @@ import pytest
 
 from sandbox import probes, run
 from sandbox.cluster import Owner
+from sandbox.cluster.record import Origin
 from sandbox.kube import guardrails, stacks
 from sandbox.kube.guardrails import Tenant
 from sandbox.plan import Plan, load_all
 from sandbox.run import Options, Outcome, Run, execute
-from sandbox.timeline import PhaseChanged, Probed, read
+from sandbox.timeline import Fact, PhaseChanged, Probed, read
 
 ROOT = Path(__file__).parents[2]
 TENANT = Tenant("tenant-a", "tenant", "workbench", "inference", None, "i:1")
@@ -49,11 +51,15 @@ def done() -> list[str]:
 @pytest.fixture
 def executed(plan: Plan, done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Executed:
     """A run through all of its phases, with nothing below them; what was done stands in `done`."""
+    new = True
     cluster = {"kubeconfig": "", "context": "", "provider": "kind", "node_names": ["n"], "image": "i"}
 
-    def up(*_: object, owner: Owner | None, **__: object) -> Any:
-        done.append("up")
-        return SimpleNamespace(owner=owner, node_addresses=("192.0.2.1",), **cluster)
+    def up(*_: object, owner: Owner | None, cold: bool, deployed: dict[str, Any], **__: object) -> Any:
+        done.extend(["up", *(["up cold"] if cold else [])])
+        assert [*deployed] == ["guardrail tenant", "llama-cpp"]
+        assert all(each["metadata"]["name"] for objects in deployed.values() for each in objects)
+        created = time.time() if new else 1.0
+        return SimpleNamespace(owner=owner, node_addresses=("192.0.2.1",), created=created, origin=Origin(), **cluster)
 
     def note(words: str, answer: Any = None) -> Callable[..., Any]:
         def noted(*_: object, **__: object) -> Any:
@@ -66,6 +72,7 @@ def executed(plan: Plan, done: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(run, "preflight", lambda run: None)
     monkeypatch.setattr(run.cluster, "up", up)
     monkeypatch.setattr(run.cluster, "down", note("down"))
+    monkeypatch.setattr(run.cluster, "keep", note("kept"))
     monkeypatch.setattr(run.cluster, "prove_ours", note("proven ours"))
     monkeypatch.setattr(run.Kube, "connect", lambda *_: SimpleNamespace(version="v1"))
     monkeypatch.setattr(run.namespaces, "clear", note("namespaces cleared", []))
@@ -84,11 +91,35 @@ def executed(plan: Plan, done: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     phases = (run.up, run.deploy, run.verify, exercise, run.recover, run.judge, run.report)
     monkeypatch.setattr(run, "PHASES", phases)
 
-    def through(**options: Any) -> tuple[Outcome, list[Any]]:
+    def through(*, made: bool = True, **options: Any) -> tuple[Outcome, list[Any]]:
+        nonlocal new
+        new = made
         outcome = execute(plan, Options(runs=tmp_path, cluster_name=f"unit-{os.getpid()}", **options))
         return outcome, list(read(outcome.folder / "timeline.jsonl"))
 
     return through
+
+
+def test_what_others_left_is_cleared_only_where_a_cluster_was_there_before(
+    executed: Executed, looks: dict[str, bool | None], done: list[str]
+) -> None:
+    executed()
+    assert "namespaces cleared" not in done[: done.index("exercise")]
+    assert done.index("kept") == done.index("stack") + 1
+    done.clear()
+    executed(made=False)
+    assert done.index("workloads cleared") < done.index("namespaces cleared") < done.index("guardrail")
+    assert "kept" not in done
+
+
+def test_a_cold_run_uses_no_snapshot_and_keeps_none(
+    executed: Executed, looks: dict[str, bool | None], done: list[str]
+) -> None:
+    _, events = executed(cold=True)
+    assert "up cold" in done
+    assert "kept" not in done
+    (fact,) = [event.values for event in events if isinstance(event, Fact) and event.about == "cluster"]
+    assert fact["came"] == "cold"
 
 
 def probed(events: list[Any], when: str) -> dict[str, bool | None]:
