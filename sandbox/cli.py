@@ -18,6 +18,7 @@ from sandbox.cli_gpu import gpu_app
 from sandbox.cli_images import images_app
 from sandbox.cli_load import BaselineOption, load
 from sandbox.cli_output import Output, OutputOption, out, table, write_json
+from sandbox.cli_pool import pool_app
 from sandbox.cli_snapshot import snapshot_app
 from sandbox.errors import EXIT_FAIL, EXIT_INVALID, SandboxError, UsageError
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(gpu_app, name="gpu")
 app.add_typer(images_app, name="images")
+app.add_typer(pool_app, name="pool")
 app.add_typer(snapshot_app, name="snapshot")
 app.command()(load)
 errors_out = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from sandbox import attacks, faults, probes
 from sandbox.errors import SandboxError, UsageError
 from sandbox.images.recipe import recipe
 from sandbox.kube import guardrails, stacks
+from sandbox.kube.preparation import Preparation
 from sandbox.spec import catalogue as files
 from sandbox.spec import locustfile, trace
 from sandbox.spec import profile as profiles
@@ -54,6 +55,13 @@ class Plan:
     def shape(self) -> str:
         """The cluster's name; empty where the load goes to an endpoint and there is no cluster."""
         return self.cluster.metadata.name if self.cluster else ""
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """What a prepared cluster holds of it; None where there is no cluster."""
+        if self.cluster is None:
+            return None
+        return Preparation(self.cluster, self.guardrails, self.stacks, self.images)
 
     @property
     def stacks(self) -> list[tuple[Stack, dict[str, Any]]]:

@@ -212,12 +212,8 @@ def _clear(run: Run) -> None:
 
 
 def _wanted(plan: Plan, refs: Mapping[str, str]) -> dict[str, Any]:
-    """All that `deploy` will put on the cluster: name -> its objects. Where pods live the cluster itself says."""
-    wanted = {
-        f"guardrail {each.metadata.name}": guardrails.render(each, values, images=refs, pod_cidrs=[])
-        for each, values in plan.guardrails
-    }
-    return wanted | {each.metadata.name: stacks.render(each, values, images=refs) for each, values in plan.stacks}
+    """All that `deploy` will put on the cluster: name -> its objects."""
+    return plan.preparation.objects(refs) if plan.preparation else {}
 
 
 def verify(run: Run) -> None:

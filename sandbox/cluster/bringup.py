@@ -48,6 +48,7 @@ def up(
     allow_changes: bool = False,
     deployed: Mapping[str, Any] | None = None,
     cold: bool = False,
+    pool: bool = True,
 ) -> Cluster:
     """Bring up a cluster of this shape, or return the one that runs. Ready means: all nodes Ready, DNS rolled out.
 
@@ -61,6 +62,7 @@ def up(
         allow_changes: for `provider: existing`: leave to change that cluster.
         deployed: what is going to be deployed on it: name -> its objects.
         cold: make it anew, and keep no snapshot.
+        pool: whether one that waits in the pool may be taken.
 
     Raises:
         UsageError: a bad name, or a cluster of that name and another shape runs.
@@ -91,7 +93,7 @@ def up(
                 require(engine)
                 config.check_ports(spec)
                 order = making.Order(docker, spec, chosen, owner, binary, refs["node"], ours, engine.cgroup)
-                return fetching.fetch(order, deployed or {}, cold=cold)
+                return fetching.fetch(order, deployed or {}, cold=cold, pool=pool)
             kube = Kube.connect(running.kubeconfig, running.context)
             node_images.load(containers.nodes(docker, chosen), [*ours.values()])
             furnishing.furnish(kube, spec, len(running.nodes), ours)

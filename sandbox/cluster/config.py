@@ -74,7 +74,7 @@ def _grounded(spec: ClusterSpec, node: dict[str, Any], position: int, volume: st
 
 
 def _fixed(spec: ClusterSpec) -> list[dict[str, Any]]:
-    """What needs our files in the nodes: kubeadm's own patches, and a cluster that names inner addresses only."""
+    """What needs our files in the nodes, kubeadm's own patches, and what goes with inner addresses."""
     mode = str((spec.kind_config.get("networking") or {}).get("kubeProxyMode", "")).lower()
     # kind's own skips come along, since a list replaces a list. A kubelet that starts anew for a certificate that it
     # changes once a year is gone for seconds just when all wait for it.
@@ -82,11 +82,9 @@ def _fixed(spec: ClusterSpec) -> list[dict[str, Any]]:
     patches: list[dict[str, Any]] = [
         {"kind": "InitConfiguration", "skipPhases": skipped, "patches": {"directory": node_files.PATCHES}}
     ]
-    if not inner.why_not(spec):
-        endpoint = f"{inner.control_plane(spec)}:{inner.API_PORT}"
-        patches.append({"kind": "ClusterConfiguration", "controlPlaneEndpoint": endpoint})
-        if mode == "nftables":  # it serves node ports at the node's own address only, which this machine cannot reach
-            patches.append({"kind": "KubeProxyConfiguration", "nodePortAddresses": ["0.0.0.0/0"]})
+    if not inner.why_not(spec) and mode == "nftables":
+        # it serves node ports at the node's own address only, which this machine cannot reach
+        patches.append({"kind": "KubeProxyConfiguration", "nodePortAddresses": ["0.0.0.0/0"]})
     return patches
 
 

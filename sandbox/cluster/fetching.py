@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sandbox import images
 from sandbox.cluster import addons, fleet, gpus, inner, making, snapshots
+from sandbox.cluster.pool import leasing
 from sandbox.errors import ClusterError, SandboxError, UsageError
 from sandbox.progress import say
 
@@ -34,21 +35,27 @@ def enabled() -> bool:
     return said == "on"
 
 
-def fetch(order: Order, deployed: Mapping[str, Any], *, cold: bool = False) -> Cluster:
+def fetch(order: Order, deployed: Mapping[str, Any], *, cold: bool = False, pool: bool = True) -> Cluster:
     """Bring the cluster that was ordered into being, the quickest way there is.
 
     Args:
         order: what is to be made.
         deployed: what is going to be deployed on it: name -> its objects.
         cold: make it anew, and keep no snapshot of it.
+        pool: whether one that waits in the pool may be taken.
 
     Raises:
         ClusterError: it did not come up. Nothing is left.
     """
-    if cold or not enabled() or inner.why_not(order.spec):
+    if cold or inner.why_not(order.spec):
         return making.cold(order)
     bare = content(order.spec, order.image, order.load, {})
-    for key in dict.fromkeys([replace(bare, deployed=deployed).key, bare.key]):
+    wanted = replace(bare, deployed=deployed)
+    if pool and (leased := leasing.lease(order, wanted.key)) is not None:
+        return leased
+    if not enabled():
+        return making.cold(order)
+    for key in dict.fromkeys([wanted.key, bare.key]):
         found = snapshots.find(key)
         if found is None:
             continue
@@ -83,6 +90,12 @@ def _keep(cluster: Cluster, what: Content, *, held: bool) -> None:
         snapshots.trim()
     except SandboxError as error:
         say(f"{cluster.name}: no snapshot is kept of it: {error}")
+
+
+def key(spec: ClusterSpec, deployed: Mapping[str, Any]) -> str:
+    """The hash of what a prepared cluster of this shape holds, with that deployed on it; its images are had first."""
+    refs = {name: image.ref for name, image in images.ensure(["node", *addons.images(spec), *spec.images]).items()}
+    return content(spec, refs["node"], refs, deployed).key
 
 
 def content(spec: ClusterSpec, image: str, refs: Mapping[str, str], deployed: Mapping[str, Any]) -> Content:

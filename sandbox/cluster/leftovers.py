@@ -36,7 +36,7 @@ def reap(*, besides: str = "", strict: bool = False) -> list[str]:
         return []
     with containers.engine_errors():
         docker = client()
-        found = {*record.names(), *ownership.ours_in_engine(docker)}
+        found = {*record.names(), *(set(ownership.ours_in_engine(docker)) - record.held())}
     reaped, kept = [], list[SandboxError]()
     for name in sorted(found - {besides}):
         try:

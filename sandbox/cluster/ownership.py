@@ -88,6 +88,7 @@ def survey(client: DockerClient, cluster: str, *, removed: Sequence[Network] = (
     claim = record.claim(cluster)
     if (problem := elsewhere(client, cluster, claim)) is not None:
         raise problem
+    cluster = claim.label or cluster
     labelled = client.networks.list(filters={"label": f"{CLUSTER_LABEL}={cluster}"})
     state = str(paths.state_dir())
     networks = [network for network in labelled if _labels(network).get(STATE_LABEL) == state]
@@ -200,6 +201,7 @@ def _told(engine: Identity) -> str:
 
 def _holds(client: DockerClient, cluster: str, claim: Claim) -> bool:
     """Tell whether the engine has anything that can be of this record only."""
+    cluster = claim.label or cluster
     networks = client.networks.list(filters={"label": f"{CLUSTER_LABEL}={cluster}"})
     if any(_carries_ours(_labels(network), cluster, claim.runs) for network in networks):
         return True

@@ -29,6 +29,7 @@ from sandbox.spec.cluster import ClusterSpec
 
 # the engine's host names are cut at 63 characters, and nodes are called <name>-control-plane2
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+_KUBECONFIG = "kubeconfig"
 _LOOK_SECONDS = 0.5  # as long as somebody may only look whether a lease is held
 _LOCK_SECONDS = 600.0  # a create with workers on a slow machine
 
@@ -89,19 +90,20 @@ class Origin:
     """How a cluster came.
 
     Attributes:
-        way: `cold`: made anew; `snapshot`: a copy of one.
-        snapshot: the name of that snapshot; else empty.
+        way: `cold`: made anew; `snapshot`: a copy of one; `pool`: prepared before, and leased.
+        snapshot: the name of that snapshot, or of the one it was prepared from; else empty.
         key: hash of what was in it, where it was made automatically; else empty.
     """
 
-    way: Literal["cold", "snapshot"] = "cold"
+    way: Literal["cold", "snapshot", "pool"] = "cold"
     snapshot: str = ""
     key: str = ""
 
     @property
     def words(self) -> str:
         """For people."""
-        return f"from snapshot {self.snapshot}" if self.snapshot else "cold"
+        came = f"from snapshot {self.snapshot}" if self.snapshot else "cold"
+        return f"from the pool, prepared {came}" if self.way == "pool" else came
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,9 @@ class Cluster:
         spec: its file, as JSON; empty in the record of an older version, and for an existing cluster.
         images: references of the images that were loaded into its nodes as it was made.
         origin: how it came.
+        pooled: hash of what is in it, for one that stands still in the pool until it is leased; else empty.
+        held_as: the name that its containers, volumes and network carry in the engine, where that is another one: of
+            a cluster that was leased.
     """
 
     name: str
@@ -142,6 +147,13 @@ class Cluster:
     spec: dict[str, Any] = field(default_factory=dict)
     images: tuple[str, ...] = ()
     origin: Origin = field(default_factory=Origin)
+    pooled: str = ""
+    held_as: str = ""
+
+    @property
+    def engine_name(self) -> str:
+        """What its things in the engine are called."""
+        return self.held_as or self.name
 
     @property
     def node_names(self) -> list[str]:
@@ -163,6 +175,7 @@ class Claim:
         runs: the ids that its network may be labelled with.
         containers: the engine's ids of its containers.
         making: the run id of a create that began and never ended; empty without.
+        label: the name that its things in the engine carry; empty where that is the cluster's own.
     """
 
     known: bool = False
@@ -170,6 +183,7 @@ class Claim:
     runs: frozenset[str] = frozenset()
     containers: frozenset[str] = frozenset()
     making: str = ""
+    label: str = ""
 
 
 def shape(spec: ClusterSpec) -> str:
@@ -306,6 +320,12 @@ def find(name: str) -> Cluster | None:
         data |= {"owner": Owner(**owner) if owner else None, "engine": Identity(**engine) if engine else None}
         data |= {"nodes": tuple(Node(**node) for node in data["nodes"]), "kubeconfig": Path(data["kubeconfig"])}
         data |= {key: tuple(data.get(key, ())) for key in ("containers", "images")}
+        if data["name"] != name:  # the folder was renamed: that is how a cluster is leased
+            data |= {
+                "held_as": data.get("held_as") or data["name"],
+                "name": name,
+                "kubeconfig": home(name) / _KUBECONFIG,
+            }
         return Cluster(**data | {"origin": Origin(**data.get("origin", {}))})
     except FileNotFoundError:
         return None
@@ -313,6 +333,25 @@ def find(name: str) -> Cluster | None:
         raise ClusterError(
             f"the record cannot be read: {error}", where=str(home(name)), fix=f"sandbox down {name}"
         ) from error
+
+
+def hand_over(name: str, to: str) -> None:
+    """Give the record another name, all at once. Its things in the engine keep the old one.
+
+    Raises:
+        OSError: there is a record of that name.
+    """
+    home(name).rename(home(to))
+
+
+def held() -> set[str]:
+    """The names that things of recorded clusters carry in the engine, where those are not the clusters' own."""
+    found = set[str]()
+    for name in names():
+        with suppress(ClusterError):
+            known = find(name)
+            found |= {known.held_as} if known else set()
+    return found - {""}
 
 
 def get(name: str) -> Cluster:
@@ -345,6 +384,7 @@ def claim(name: str) -> Claim:
         runs=frozenset({making, known.run} - {""}),
         containers=frozenset({*known.containers, *(node.container for node in known.nodes)}),
         making=making,
+        label=known.held_as,
     )
 
 

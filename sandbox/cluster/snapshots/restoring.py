@@ -6,7 +6,6 @@ import copy
 import time
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from docker.models.containers import Container
 
 from sandbox.cluster import (
@@ -15,6 +14,7 @@ from sandbox.cluster import (
     fleet,
     furnishing,
     inner,
+    kubeconfigs,
     making,
     node_files,
     node_images,
@@ -104,7 +104,9 @@ def _start(order: Order, started: Making, node: SnapshotNode, volume: str) -> Co
     host["NetworkMode"] = network
     host["Binds"] = [_moved(bind, where) for bind in host["Binds"]]
     host["PortBindings"] = _ports(order, host.get("PortBindings") or {})
-    whole: dict[str, Any] = {**asked, "HostConfig": host, "NetworkingConfig": {"EndpointsConfig": {network: {}}}}
+    # the API server is known to the other nodes by the name of the first container
+    known = {"EndpointsConfig": {network: {"Aliases": [asked["Hostname"]]}}}
+    whole: dict[str, Any] = {**asked, "HostConfig": host, "NetworkingConfig": known}
     create: Callable[[dict[str, Any], str], dict[str, Any]] = order.docker.api.create_container_from_config
     answer = create(whole, f"{order.name}{node.suffix}")
     container = order.docker.containers.get(answer["Id"])
@@ -136,16 +138,9 @@ def _kubeconfig(order: Order, snapshot: Snapshot) -> Path:
     docker, name = order.docker, order.name
     plane = next(each for each in containers.nodes(docker, name) if _API in (each.attrs["HostConfig"]["PortBindings"]))
     published = plane.attrs["NetworkSettings"]["Ports"][_API][0]
-    text = yaml.safe_load(snapshot.kubeconfig)
-    address = published["HostIp"]
-    text["clusters"][0]["cluster"]["server"] = f"https://{address}:{published['HostPort']}"
-    context = f"kind-{name}"
-    text["clusters"][0]["name"] = text["users"][0]["name"] = text["contexts"][0]["name"] = context
-    text["contexts"][0]["context"] |= {"cluster": context, "user": context}
-    text["current-context"] = context
     path = record.home(name) / "kubeconfig"
-    path.touch(mode=0o600)
-    path.write_text(yaml.safe_dump(text), encoding="utf-8")
+    server = f"https://{published['HostIp']}:{published['HostPort']}"
+    kubeconfigs.write(path, snapshot.kubeconfig, cluster=name, server=server)
     return path
 
 

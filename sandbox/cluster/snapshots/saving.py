@@ -144,7 +144,7 @@ def _keep(docker: DockerClient, cluster: Cluster, name: str) -> list[SnapshotNod
     named = {each.container: each.name for each in cluster.nodes}
     return [
         SnapshotNode(
-            suffix=str(part.container.name).removeprefix(cluster.name),
+            suffix=str(part.container.name).removeprefix(cluster.engine_name),
             role=part.container.labels[containers.ROLE_LABEL],
             name=named[str(part.container.id)],
             image=image,

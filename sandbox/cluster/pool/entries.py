@@ -1,0 +1,146 @@
+"""What is in the pool: clusters with a record of their own that belong to nobody and whose nodes are paused.
+
+Such a record says what is in the cluster (`pooled`), and `clean.json` beside it what the cluster held as it was put
+into the pool. Whoever takes one holds the pool's lock while it changes hands.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from filelock import FileLock
+
+from sandbox.cluster import record, teardown
+from sandbox.cluster.record import Cluster
+from sandbox.cluster.traces import Traces
+from sandbox.errors import ClusterError
+from sandbox.kube.inventory import Inventory
+
+PREFIX = "pool-"
+OLDEST_HOURS = 24.0
+_LOCK_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One prepared cluster.
+
+    Attributes:
+        name: of its cluster, for as long as it is in the pool.
+        key: hash of what is in it.
+        contents: what is in it, in words.
+        since: when it was put there, in seconds since the epoch.
+    """
+
+    name: str
+    key: str
+    contents: str
+    since: float
+
+    @property
+    def stale(self) -> bool:
+        """Whether it is older than a day: its tokens and leases are."""
+        return time.time() - self.since > OLDEST_HOURS * 3600
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What a cluster held as it was put into the pool: in its API, and on its nodes."""
+
+    contents: str
+    since: float
+    inventory: Inventory
+    traces: Traces
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """Hold the pool while something is taken from it. The lock goes with the process."""
+    with FileLock(record.root() / "pool.lock", timeout=_LOCK_SECONDS):
+        yield
+
+
+def entries(key: str = "") -> list[Entry]:
+    """What waits in the pool, the oldest first; with `key` what has that in it."""
+    found = []
+    for name in record.names():
+        with suppress(ClusterError):
+            known = record.find(name)
+            if known is not None and known.pooled and known.owner is None and key in {"", known.pooled}:
+                clean = read(name)
+                found.append(Entry(name, known.pooled, clean.contents, clean.since))
+    return sorted(found, key=lambda entry: entry.since)
+
+
+def drain(*, stale: bool = False) -> list[str]:
+    """Remove what waits in the pool, or only what is too old.
+
+    Returns:
+        The names of those removed.
+
+    Raises:
+        SandboxError: as `down`; what came before it is removed.
+    """
+    removed = []
+    for entry in entries():
+        if stale and not entry.stale:
+            continue
+        with locked():
+            known = record.find(entry.name)
+            if known is None or not known.pooled:  # leased meanwhile
+                continue
+            record.save(_taken(known))
+        teardown.down(entry.name)
+        removed.append(entry.name)
+    return removed
+
+
+def take(key: str, name: str) -> Cluster | None:
+    """Take one that has `key` in it out of the pool: from now on it is this process's, and called `name`.
+
+    If this process is killed, the next command removes the cluster: it is never handed out again.
+
+    Returns:
+        It, still standing still; None where there is none.
+    """
+    with locked():
+        for entry in entries(key):
+            known = record.find(entry.name)
+            if known is None or entry.stale:
+                continue
+            record.save(_taken(known))
+            record.hand_over(entry.name, name)
+            return record.find(name)
+    return None
+
+
+def write(name: str, clean: Clean) -> None:
+    """Note what a cluster holds as it is put into the pool."""
+    data = {
+        "contents": clean.contents,
+        "since": clean.since,
+        "inventory": {"objects": {**clean.inventory.objects}, "pods": {**clean.inventory.pods}},
+        "traces": {node: [*lines] for node, lines in clean.traces.items()},
+    }
+    (record.home(name) / "clean.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+def read(name: str) -> Clean:
+    """What a cluster held as it was put into the pool.
+
+    Raises:
+        ClusterError: it is not known; such a cluster is nobody's.
+    """
+    try:
+        data = json.loads((record.home(name) / "clean.json").read_text(encoding="utf-8"))
+        return Clean(data["contents"], data["since"], Inventory(**data["inventory"]), data["traces"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClusterError("it is not known what was in it", where=name, fix=f"sandbox down {name}") from error
+
+
+def _taken(known: Cluster) -> Cluster:
+    return replace(known, pooled="", owner=record.Owner.me())

@@ -1,0 +1,99 @@
+"""Prepare clusters for the pool: brought up, furnished with what is asked for, looked at, and let stand still."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from sandbox import images
+from sandbox.cluster import bringup, containers, fetching, record, teardown, traces
+from sandbox.cluster.pool import entries, stillness
+from sandbox.cluster.pool.entries import Clean, Entry
+from sandbox.errors import EnvironmentMissing, UsageError
+from sandbox.host.engine import client
+from sandbox.kube import Kube, inventory
+from sandbox.progress import step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sandbox.cluster.record import Cluster
+    from sandbox.kube.preparation import Preparation
+
+_GIB = 1 << 30
+_LEFT_GIB = 2.0
+# of a cluster that stands still, as measured: a control plane, each further node, each pod that serves
+_PLANE_GIB, _NODE_GIB, _STACK_GIB = 0.6, 0.2, 0.3
+_NICE = 10
+
+
+def fill(what: Preparation, size: int) -> list[Entry]:
+    """Put clusters into the pool until `size` of this kind are there. Works at low priority.
+
+    Returns:
+        Those of this kind.
+
+    Raises:
+        UsageError: the size is no number of clusters.
+        EnvironmentMissing: this machine would be left with less than 2 GiB of memory; nothing was made.
+        ClusterError: one did not come up; those before it are in the pool.
+    """
+    if size < 1:
+        raise UsageError(f"{size} is no size of a pool", where="--size", fix="1 or more; else: sandbox pool drain")
+    os.nice(_NICE)
+    entries.drain(stale=True)
+    refs = {name: image.ref for name, image in images.ensure([*what.images]).items()}
+    deployed = what.objects(refs)
+    key = fetching.key(what.spec, deployed)
+    lacking = size - len(entries.entries(key))
+    _refuse_too_many(what, lacking)
+    for _ in range(lacking):
+        _put(what, refs, deployed, key)
+    return entries.entries(key)
+
+
+def _refuse_too_many(what: Preparation, count: int) -> None:
+    free = psutil.virtual_memory().available / _GIB
+    if count > 0 and free - count * _gib(what) < _LEFT_GIB:
+        most = max(0, int((free - _LEFT_GIB) / _gib(what)))
+        raise EnvironmentMissing(
+            f"{count} more clusters take about {count * _gib(what):.1f} GiB, and {free:.1f} GiB are free: "
+            f"less than {_LEFT_GIB:.0f} GiB would be left",
+            where="pool",
+            fix=f"make room, or prepare {most} more at most" if most else "make room: sandbox pool drain, sandbox down",
+        )
+
+
+def _put(what: Preparation, refs: Mapping[str, str], deployed: Mapping[str, Any], key: str) -> None:
+    """Prepare one; until it stands still it is this process's, and goes with it."""
+    name = f"{entries.PREFIX}{uuid.uuid4().hex[:8]}"
+    try:
+        with step(f"{name}: prepare {what.words} for the pool"):
+            made = bringup.up(
+                what.spec, name=name, app_images=what.images, owner=record.Owner.me(), deployed=deployed, pool=False
+            )
+            kube = Kube.connect(made.kubeconfig, made.context)
+            what.deploy(kube, refs, made.node_addresses)
+            if deployed:
+                fetching.keep(made, what.spec, deployed)
+            _let_stand(made, kube, what.words, key)
+    except BaseException:
+        teardown.down(name)
+        raise
+
+
+def _let_stand(made: Cluster, kube: Kube, words: str, key: str) -> None:
+    nodes = containers.nodes(client(), made.name)
+    entries.write(made.name, Clean(words, time.time(), inventory.take(kube), traces.take(nodes)))
+    stillness.still(nodes)
+    record.save(replace(made, owner=None, pooled=key))
+
+
+def _gib(what: Preparation) -> float:
+    """Memory that one of them takes, about."""
+    return _PLANE_GIB + _NODE_GIB * (len(what.spec.nodes) - 1) + _STACK_GIB * len(what.stacks)

@@ -1,0 +1,80 @@
+"""Let a cluster stand still, and go on, so that nobody in it notices.
+
+The controller-manager takes a node whose lease was not renewed for a broken one. It would wake before the kubelets have
+renewed theirs, so it is stopped first and let go last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from sandbox.cluster import containers
+from sandbox.errors import ClusterError
+from sandbox.kube import Kube, wait_for
+from sandbox.kube.conditions import renewed
+
+if TYPE_CHECKING:
+    from docker.models.containers import Container
+
+_MANAGER = "kube-controller-manager"
+_LEASE_SECONDS = 30.0
+_FRESH_SECONDS = 15.0  # a lease is renewed every 10 s, and counts as lost after 40: one this old need not be waited for
+
+
+def still(nodes: Sequence[Container]) -> None:
+    """Stop the controller-manager, then pause every node.
+
+    Raises:
+        ClusterError: a node did not take it.
+    """
+    _signal(nodes, "STOP")
+    _each(nodes, lambda node: node.pause())
+
+
+def awake(nodes: Sequence[Container]) -> None:
+    """Let every node go on, the controller-manager not yet: see `complete`."""
+    _each(nodes, _unpause)
+
+
+def complete(kube: Kube, nodes: Sequence[Container], names: Sequence[str], *, since: float) -> None:
+    """Wait until no kubelet's lease looks old any more, then let the controller-manager go on.
+
+    Args:
+        kube: the cluster.
+        nodes: its containers.
+        names: what Kubernetes calls them.
+        since: when the nodes went on, in seconds since the epoch.
+
+    Raises:
+        DeadlineExceeded: a kubelet gave no word.
+    """
+    wait_for(renewed(kube, names, since=since - _FRESH_SECONDS), within=_LEASE_SECONDS, what="word from every kubelet")
+    _signal(nodes, "CONT")
+
+
+def moment() -> float:
+    """Now, in seconds since the epoch, as leases count."""
+    return time.time()
+
+
+def _signal(nodes: Sequence[Container], signal: str) -> None:
+    planes = [node for node in nodes if node.labels.get(containers.ROLE_LABEL) == "control-plane"]
+    for plane in planes:
+        code, said = containers.run(plane, ["pkill", f"-{signal}", "-f", f"^{_MANAGER} "])
+        if code:
+            raise ClusterError(f"{_MANAGER} did not take {signal}", where=str(plane.name), details=[said])
+
+
+def _unpause(node: Container) -> None:
+    node.reload()
+    if node.status == "paused":
+        node.unpause()
+
+
+def _each(nodes: Sequence[Container], act: Callable[[Container], object]) -> None:
+    with ThreadPoolExecutor(max_workers=max(1, len(nodes))) as pool:
+        for done in [pool.submit(act, node) for node in nodes]:
+            done.result()
