@@ -5,8 +5,9 @@ from sandbox.cluster.fetching import keep
 from sandbox.cluster.guard import prove_ours
 from sandbox.cluster.leftovers import reap
 from sandbox.cluster.looking import Status, current, kubeconfig, list_clusters, status
+from sandbox.cluster.owner import Owner
 from sandbox.cluster.proof import Proof, prove_all, prove_metrics, prove_network_policy, prove_storage
-from sandbox.cluster.record import Cluster, Node, Owner, lease
+from sandbox.cluster.record import Cluster, Node, lease
 from sandbox.cluster.teardown import down
 
 __all__ = [

@@ -23,7 +23,8 @@ from sandbox.cluster import (
     snapshots,
 )
 from sandbox.cluster.guard import prove_ours
-from sandbox.cluster.record import Cluster, Owner
+from sandbox.cluster.owner import Owner
+from sandbox.cluster.record import Cluster
 from sandbox.errors import UsageError
 from sandbox.host.checks import require
 from sandbox.host.engine import client, identity

@@ -23,9 +23,10 @@ from sandbox.cluster import (
     record,
     volumes,
 )
+from sandbox.cluster.owner import Owner
 from sandbox.cluster.ownership import CLUSTER_LABEL, RUN_LABEL, survey
 from sandbox.cluster.reach import OutOfReach, require_reach
-from sandbox.cluster.record import Cluster, Origin, Owner
+from sandbox.cluster.record import Cluster, Origin
 from sandbox.errors import EnvironmentMissing, SandboxError
 from sandbox.host.engine import Identity, identity
 from sandbox.kube import Kube, Seen

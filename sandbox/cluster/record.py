@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from sandbox import paths
+from sandbox.cluster.owner import Owner
 from sandbox.errors import ClusterError, UsageError
 from sandbox.host.engine import Identity
 from sandbox.progress import say
@@ -49,40 +49,6 @@ class Node:
     role: str
     address: str
     container: str = ""
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A process; its start time tells it from a later one of the same pid.
-
-    Attributes:
-        pid: as the machine counts.
-        started: seconds from the machine's boot to its start. Not since the epoch: psutil reckons that from the boot
-            time, and the kernel moves the boot time with every step of the clock, so that a living process would look
-            like another one. The difference of the two stays.
-    """
-
-    pid: int
-    started: float
-
-    @classmethod
-    def me(cls) -> Owner:
-        """This process."""
-        return cls.of(os.getpid())
-
-    @classmethod
-    def of(cls, pid: int) -> Owner:
-        """That process, which runs now."""
-        boot = psutil.boot_time()  # first: some versions of psutil keep it for create_time()
-        return cls(pid, round(psutil.Process(pid).create_time() - boot, 2))
-
-    def alive(self) -> bool:
-        """Tell whether it still runs."""
-        try:
-            same = abs(Owner.of(self.pid).started - self.started) < 1.0
-            return same and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
 
 
 @dataclass(frozen=True)

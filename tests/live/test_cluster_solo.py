@@ -92,7 +92,8 @@ def test_policy_storage_and_metrics_are_proven(solo: Cluster, toolbox: str) -> N
 
 
 def test_an_image_is_loaded_where_it_is_missing_and_not_again(solo: Cluster, toolbox: str) -> None:
-    node, docker = solo.nodes[0].name, client()
+    docker = client()
+    node = str(containers.nodes(docker, NAME)[0].name)
     assert node_images.load(containers.nodes(docker, NAME), [toolbox]) == {}
     container = containers.nodes(docker, NAME)[0]
     # a second name: the first one is what the pods of other tests use

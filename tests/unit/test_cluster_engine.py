@@ -30,7 +30,8 @@ from sandbox.cluster import (
     record,
     teardown,
 )
-from sandbox.cluster.record import Cluster, Owner
+from sandbox.cluster.owner import Owner
+from sandbox.cluster.record import Cluster
 from sandbox.errors import ClusterError, EnvironmentMissing, UsageError
 from sandbox.host.engine import Engine
 from sandbox.spec.cluster import ClusterSpec

@@ -14,7 +14,8 @@ import pytest
 
 from sandbox import paths
 from sandbox.cluster import bringup, containers, guard, leftovers, looking, making, nodes, ownership, record, teardown
-from sandbox.cluster.record import Cluster, Node, Owner
+from sandbox.cluster.owner import Owner
+from sandbox.cluster.record import Cluster, Node
 from sandbox.errors import EXIT_FAIL, ClusterError, EnvironmentMissing, NotOurs, SandboxError
 from sandbox.host.engine import Engine
 from tests.unit.container_engine import (

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from sandbox.cluster import down, existing, failure, guard, leftovers, looking, node_images, nodes, record
-from sandbox.cluster.record import Cluster, Node, Owner
+from sandbox.cluster.owner import Owner
+from sandbox.cluster.record import Cluster, Node
 from sandbox.errors import ClusterError, UsageError
 from sandbox.host.engine import Engine, Identity
 from sandbox.spec.base import Metadata

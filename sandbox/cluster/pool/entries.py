@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from filelock import FileLock
 
 from sandbox.cluster import record, teardown
+from sandbox.cluster.owner import Owner
 from sandbox.cluster.record import Cluster
 from sandbox.cluster.traces import Traces
 from sandbox.errors import ClusterError
@@ -143,4 +144,4 @@ def read(name: str) -> Clean:
 
 
 def _taken(known: Cluster) -> Cluster:
-    return replace(known, pooled="", owner=record.Owner.me())
+    return replace(known, pooled="", owner=Owner.me())

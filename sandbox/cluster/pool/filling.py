@@ -12,6 +12,7 @@ import psutil
 
 from sandbox import images
 from sandbox.cluster import bringup, containers, fetching, record, teardown, traces
+from sandbox.cluster.owner import Owner
 from sandbox.cluster.pool import entries, stillness
 from sandbox.cluster.pool.entries import Clean, Entry
 from sandbox.errors import EnvironmentMissing, UsageError
@@ -75,7 +76,7 @@ def _put(what: Preparation, refs: Mapping[str, str], deployed: Mapping[str, Any]
     try:
         with step(f"{name}: prepare {what.words} for the pool"):
             made = bringup.up(
-                what.spec, name=name, app_images=what.images, owner=record.Owner.me(), deployed=deployed, pool=False
+                what.spec, name=name, app_images=what.images, owner=Owner.me(), deployed=deployed, pool=False
             )
             kube = Kube.connect(made.kubeconfig, made.context)
             what.deploy(kube, refs, made.node_addresses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -125,12 +126,25 @@ def _moved(bind: str, volume: str) -> str:
 
 
 def _ports(order: Order, bindings: dict[str, Any]) -> dict[str, Any]:
-    """The ports of this machine: those that the cluster's file names, and free ones for the rest."""
+    """The ports of this machine: those that the cluster's file names, and free ones for the rest.
+
+    The engine would choose free ones too, but others after each restart of the node.
+    """
     fixed = {str(port) for _, port in config.host_ports(order.spec)}
     return {
-        inside: [{**each, "HostPort": each["HostPort"] if each["HostPort"] in fixed else ""} for each in outside]
+        inside: [
+            each if each["HostPort"] in fixed else {**each, "HostPort": str(_free_port(each.get("HostIp") or ""))}
+            for each in outside
+        ]
         for inside, outside in bindings.items()
     }
+
+
+def _free_port(address: str) -> int:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
 
 
 def _kubeconfig(order: Order, snapshot: Snapshot) -> Path:
