@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,6 +22,9 @@ from sandbox.cli_output import Output, OutputOption, out, table, write_json
 from sandbox.cli_pool import pool_app
 from sandbox.cli_snapshot import snapshot_app
 from sandbox.errors import EXIT_FAIL, EXIT_INVALID, SandboxError, UsageError
+
+if TYPE_CHECKING:
+    from sandbox.cluster import Status
 
 app = typer.Typer(
     help="A local AI-on-Kubernetes sandbox: a real cluster and model, load, chaos, attacks, and an honest verdict.",
@@ -35,6 +39,7 @@ app.add_typer(images_app, name="images")
 app.add_typer(pool_app, name="pool")
 app.add_typer(snapshot_app, name="snapshot")
 app.command()(load)
+_TWO_HOURS = 120  # minutes
 errors_out = Console(stderr=True, highlight=False, soft_wrap=True)
 ShapeArgument = Annotated[str, typer.Argument(help="A shape: a name of clusters/, or the path of a file.")]
 NameArgument = Annotated[str, typer.Argument(help="A cluster's name.")]
@@ -161,11 +166,21 @@ def status(
                 ", ".join(
                     [node.name for node in each.nodes] + ([f"{each.simulated[1]} simulated"] * any(each.simulated))
                 ),
+                _since(each),
                 "; ".join(each.problems),
             )
             for each in found
         ]
-        out.print(table(("cluster", "state", "kubernetes", "nodes", "problems"), rows))
+        out.print(table(("cluster", "state", "kubernetes", "nodes", "since", "problems"), rows))
+
+
+def _since(status: Status) -> str:
+    """Since when a cluster is there, and how it came."""
+    if not status.created:
+        return ""
+    minutes = (time.time() - status.created) / 60
+    age = f"{minutes:.0f} min" if minutes < _TWO_HOURS else f"{minutes / 60:.0f} h"
+    return f"{age}, {status.came}" if status.came else age
 
 
 @app.command()

@@ -16,7 +16,7 @@ from sandbox.kube import Kube
 from sandbox.kube.conditions import is_ready
 
 _NONE: Mapping[str, str] = MappingProxyType({})
-State = Literal["ready", "degraded", "stopped", "unreachable", "half-made", "busy", "gone", "elsewhere"]
+State = Literal["ready", "degraded", "stopped", "unreachable", "half-made", "busy", "gone", "elsewhere", "pooled"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Status:
     `ready`: it answers, is the recorded one, and all nodes are Ready. `degraded`: it answers, and `problems` says what
     is wrong. `stopped`: no node runs. `unreachable`: nodes run and the API server does not answer, or no engine does.
     `half-made`: a create that never ended. `busy`: one that is under way, or being cleared. `gone`: recorded, and not
-    there. `elsewhere`: made on another engine than the one that answers.
+    there. `elsewhere`: made on another engine than the one that answers. `pooled`: stands still until it is leased.
     """
 
     name: str
@@ -50,6 +50,8 @@ class Status:
     nodes: tuple[NodeStatus, ...]
     problems: tuple[str, ...]
     in_use: bool = False  # by a run
+    came: str = ""  # `cold`, from a `snapshot`, or from the `pool`; empty for an existing one
+    snapshot: str = ""  # the name of the one it came from
     simulated: tuple[int, int] = (0, 0)  # nodes that are objects only: how many are Ready, of how many
 
 
@@ -101,7 +103,9 @@ def _of(known: Cluster) -> Status:
     server, version, ready, problems, simulated = "", "", set[str](), list[str](), (0, 0)
     problems += [f"{node} is {state}" for node, state in machines.items() if state != "running"]
     state: State
-    if known.provider == "kind" and not running:
+    if known.pooled and not running and {*machines.values()} == {"paused"}:
+        state, problems = "pooled", []
+    elif known.provider == "kind" and not running:
         state = "gone" if all(each == "gone" for each in machines.values()) else "stopped"
     else:
         try:
@@ -145,6 +149,8 @@ def _shown(known: Cluster, machines: Mapping[str, str] = _NONE, ready: Collectio
         nodes=shown,
         problems=(),
         in_use=record.leased(known.name),
+        came=known.origin.way if known.provider == "kind" else "",
+        snapshot=known.origin.snapshot,
     )
 
 

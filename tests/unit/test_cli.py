@@ -42,6 +42,7 @@ COMMANDS = {
     **{(each.name or each.callback.__name__,): each for each in cli.app.registered_commands if each.callback},
     **{("images", str(each.name)): each for each in cli.images_app.registered_commands},
     **{("snapshot", str(each.name)): each for each in cli.snapshot_app.registered_commands},
+    **{("pool", str(each.name)): each for each in cli.pool_app.registered_commands},
     **{("gpu", str(each.name)): each for each in cli.gpu_app.registered_commands},
 }
 # One prints JSON and nothing else, the other a single word.
@@ -98,7 +99,7 @@ def test_the_reference_has_no_command_that_is_not_there() -> None:
     text = (ROOT / "docs/reference/cli.md").read_text()
     lines = [line.split("`")[1].split() for line in text.splitlines() if line.startswith("| `")]
     told = {
-        tuple(words[:2]) if words[0] in {"images", "gpu", "snapshot"} else (words[0],)
+        tuple(words[:2]) if words[0] in {"images", "gpu", "snapshot", "pool"} else (words[0],)
         for words in lines
         if words[0].isalpha()
     }
