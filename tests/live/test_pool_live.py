@@ -47,9 +47,7 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         docker = client()
         assert docker.containers.list(all=True, filters=labelled) == []
         assert docker.networks.list(filters=labelled) == []
-        for base in docker.volumes.list(
-            filters=labelled
-        ):  # of the node image, for as long as this state folder is used
+        for base in docker.volumes.list(filters=labelled):  # of the node image, as long as this folder is used
             assert str(base.name).startswith("sandbox-base-")
             base.remove()
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.cluster import containers, guard, leftovers, ownership, record, teardown, traces
+from sandbox.cluster import containers, guard, leftovers, looking, ownership, record, teardown, traces
 from sandbox.cluster.making import Order
 from sandbox.cluster.owner import Owner
 from sandbox.cluster.pool import entries, filling, leasing, stillness
@@ -184,6 +184,15 @@ def test_one_that_is_not_as_it_was_is_removed_and_the_next_one_handed_out(
     DIRT[what](handed)
     assert leasing.lease(order(engine), KEY) is None
     assert (engine.held, engine.wires, record.names()) == ([], [], [])
+
+
+def test_status_tells_since_when_and_how_a_cluster_came(engine: FakeEngine) -> None:
+    pooled(engine)
+    engine.held[0].status = "paused"
+    found = looking.status("pool-1")
+    assert (found.state, found.problems, found.came, found.snapshot) == ("pooled", (), "snapshot", "auto-k1")
+    engine.held[0].status = "exited"
+    assert looking.status("pool-1").state == "stopped"
 
 
 def test_a_pool_without_one_of_that_content_gives_none(engine: FakeEngine, handed: SimpleNamespace) -> None:
