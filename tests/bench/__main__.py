@@ -25,13 +25,13 @@ from sandbox import cluster, images
 from sandbox.cluster import Cluster, config, node_images, nodes, ownership
 from sandbox.host.engine import client
 from sandbox.host.preparing import prepare
-from sandbox.kube import Kube, Seen, stacks, wait_for
-from sandbox.kube.conditions import nodes_ready, rollout
+from sandbox.kube import Kube, stacks
 from sandbox.kube.wait import hold
 from sandbox.load.calibrate import calibrate
 from sandbox.spec.catalogue import find
 from sandbox.spec.cluster import ClusterSpec
-from tests.bench import busy, gpus, judging, load
+from tests.bench import busy, gpus, judging, load, starts
+from tests.bench.answering import answering
 from tests.bench.gpus import Row
 from tests.bench.page import write
 
@@ -40,29 +40,6 @@ MAIN_SCENARIO = ROOT / "scenarios" / "chaos" / "survive-a-lost-replica.yaml"
 BARE = "bench-bare"
 OURS = "bench-ours"
 _SETTLE_SECONDS = 30.0
-_APP = [
-    {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "app", "namespace": "default"}, "spec": {
-        "containers": [{"name": "app", "image": "", "command": ["sh", "-c", "httpd -f -p 8080 -h /tmp"]}],
-        "terminationGracePeriodSeconds": 0,
-    }},
-]  # fmt: skip
-
-
-def answering(kube: Kube, image: str) -> None:
-    """Wait until a pod runs and the cluster's DNS answers it: the end of "up" as users know it."""
-    wait_for(nodes_ready(kube, 1), within=180, what="the node Ready")
-    app = {**_APP[0], "spec": {**_APP[0]["spec"], "containers": [{**_APP[0]["spec"]["containers"][0], "image": image}]}}  # type: ignore[dict-item,index]
-    kube.apply([app])
-    wait_for(rollout(kube, "Deployment", "kube-system", "coredns"), within=180, what="DNS rolled out")
-
-    def look() -> Seen[None]:
-        found = kube.get("v1", "Pod", "app", "default") or {}
-        if found.get("status", {}).get("phase") != "Running":
-            return Seen(False, None, str(found.get("status")))
-        answer = kube.exec("default", "app", ["nslookup", "kubernetes.default.svc.cluster.local"])
-        return Seen(answer.code == 0, None, answer.stdout + answer.stderr)
-
-    wait_for(look, within=180, what="DNS answering a pod")
 
 
 def bare_up(image: str, toolbox: str) -> tuple[float, float]:
@@ -217,6 +194,7 @@ def beside_kind(rows: Callable[[int], list[Row]]) -> Callable[[int], str]:
 
 PARTS: dict[str, Callable[[int], str]] = {
     "clusters": beside_kind(of_clusters),
+    "starts": beside_kind(starts.rows),
     "gpus": beside_kind(gpus.rows),
     "fleet": beside_kind(gpus.fleet),
     "load": load.block,
