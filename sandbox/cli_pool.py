@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sandbox.cluster.pool.entries import Entry
     from sandbox.kube.preparation import Preparation
 
+_NICE = 10
 pool_app = typer.Typer(help="Prepare clusters that stand still until they are leased.", no_args_is_help=True)
 
 
@@ -27,7 +29,9 @@ def pool_fill(
     """Prepare clusters and let them stand still, at low priority. `up`, `run` and pytest lease them in seconds."""
     from sandbox.cluster.pool import filling
 
-    _show(filling.fill(_preparation(what), size), output)
+    prepared = _preparation(what)
+    os.nice(_NICE)
+    _show(filling.fill(prepared, size), output)
 
 
 @pool_app.command("list")

@@ -25,6 +25,7 @@ from sandbox.cluster.pool import entries, filling, stillness
 from sandbox.host.engine import client
 from sandbox.host.preparing import prepare
 from sandbox.kube import Kube, Seen, stacks, wait_for
+from sandbox.kube.conditions import is_ready
 from sandbox.kube.preparation import Preparation
 from sandbox.spec.catalogue import find
 from sandbox.spec.cluster import ClusterSpec
@@ -45,19 +46,19 @@ def rows(runs: int) -> list[Row]:
             "earlier": lambda: typed(checkout, toolbox),
             "kind": lambda: by_kind(toolbox),
         })  # fmt: skip
+    beside = f"{ratio(cold['ours'], cold['kind']):.2f}x of kind's"
+    faster = f"{ratio(cold['earlier'], cold['ours']):.2f}x faster than {EARLIER} ({shown(cold['earlier'])})"
     found = [
         ("cold `up` until an app and DNS answer, s", shown(cold["ours"]), shown(cold["kind"]),
-         f"{ratio(cold['ours'], cold['kind']):.2f}x kind; {ratio(cold['earlier'], cold['ours']):.2f}x faster than {EARLIER}"
-         f" ({shown(cold['earlier'])})", "at most 0.9x of kind's, at least 1.4x faster"),
+         f"{beside}; {faster}", "at most 0.9x of kind's, at least 1.4x faster"),
     ]  # fmt: skip
     solo, trio = prepared("solo"), prepared("trio")
     for what, target in ((solo, "at most 16 s"), (trio, "at most 20 s, at least 2.5x faster than cold")):
         fresh = measured(what, lambda what=what: made(what, cold=True))  # type: ignore[misc]
         keep(what)
         restored = [measured(what, lambda what=what: made(what)) for _ in range(runs)]  # type: ignore[misc]
-        name = what.spec.metadata.name
-        found.append((f"restore of {name} with vllm-sim until its URL answers, s", shown(restored), f"{fresh:.1f} (cold)",
-                      f"{fresh / median(restored):.1f}x faster", target))  # fmt: skip
+        words = f"restore of {what.spec.metadata.name} with vllm-sim until its URL answers, s"
+        found.append((words, shown(restored), f"{fresh:.1f} (cold)", f"{fresh / median(restored):.1f}x faster", target))
         if what is solo:
             three = [at_once(what, 3) for _ in range(runs)]
             found.append(("restore of three at once, until all URLs answer, s", shown(three), "",
@@ -83,8 +84,10 @@ def pool(what: Preparation, runs: int, fresh: float) -> list[Row]:
         ("lease of solo with vllm-sim, from the lock to HTTP 200, s", shown(leased), f"{fresh:.1f} (cold)",
          f"{fresh / median(leased):.0f}x faster", "at most 2 s, at least 8x faster"),
         ("the same, from the command's start, s", shown(whole), "", "", "at most 3.5 s"),
-        ("two solos with vllm-sim that wait, MiB", f"{mib:.0f}, {share:.2%} of a core", "", "", "at most 1.5 GiB, 1 % of a core"),
-        ("after a pause of 10 minutes, until the app answers, s", f"{answered:.1f}, {lost}", "", "", "at most 2 s, none not ready"),
+        ("two solos with vllm-sim that wait, MiB", f"{mib:.0f}, {share:.2%} of a core", "", "",
+         "at most 1.5 GiB, 1 % of a core"),
+        ("after a pause of 10 minutes, until the app answers, s", f"{answered:.1f}, {lost}", "", "",
+         "at most 2 s, none not ready"),
     ]  # fmt: skip
 
 
@@ -155,9 +158,8 @@ def by_kind(toolbox: str) -> float:
 def prepared(shape: str) -> Preparation:
     """A shape with vllm-sim on it."""
     stack = stacks.load("vllm-sim")
-    return Preparation(
-        find("clusters", shape, ClusterSpec, kind="cluster").model, stacks=[(stack, {})], images=stack.images
-    )
+    spec = find("clusters", shape, ClusterSpec, kind="cluster").model
+    return Preparation(spec, stacks=[(stack, {})], images=stack.images)
 
 
 def made(what: Preparation, name: str = NAME, *, cold: bool = False) -> Cluster:
@@ -258,12 +260,7 @@ def after_a_pause(what: Preparation, seconds: float) -> tuple[float, str]:
                 url_answers(one)
             except httpx.HTTPError:
                 lost += 1
-            pods = kube.list("v1", "Pod", "inference")
-            unready += sum(
-                state["type"] == "Ready" and state["status"] != "True"
-                for pod in pods
-                for state in pod["status"]["conditions"]
-            )
+            unready += sum(not is_ready(pod) for pod in kube.list("v1", "Pod", "inference"))
             time.sleep(0.5)
         return first, f"{unready} times a pod not ready, {lost} requests lost in a minute"
     finally:

@@ -54,10 +54,7 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def filled(prepared: Preparation) -> list[Entry]:
-    nice = os.nice(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filling.os, "nice", lambda _: nice)  # a test's process goes on after it
-        return filling.fill(prepared, 2)
+    return filling.fill(prepared, 2)
 
 
 def leased(prepared: Preparation) -> Cluster:

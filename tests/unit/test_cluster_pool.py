@@ -275,7 +275,6 @@ def machine(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> SimpleNamesp
     monkeypatch.setattr(filling.psutil, "virtual_memory", lambda: SimpleNamespace(available=free.gib * (1 << 30)))
     monkeypatch.setattr(filling.images, "ensure", lambda names: {})
     monkeypatch.setattr(filling.fetching, "key", lambda *_: KEY)
-    monkeypatch.setattr(filling.os, "nice", lambda _: 0)
     monkeypatch.setattr(filling, "_put", prepare)
     return free
 

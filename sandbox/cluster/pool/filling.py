@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from dataclasses import replace
@@ -30,11 +29,10 @@ _GIB = 1 << 30
 _LEFT_GIB = 2.0
 # of a cluster that stands still, as measured: a control plane, each further node, each pod that serves
 _PLANE_GIB, _NODE_GIB, _STACK_GIB = 0.6, 0.2, 0.3
-_NICE = 10
 
 
 def fill(what: Preparation, size: int) -> list[Entry]:
-    """Put clusters into the pool until `size` of this kind are there. Works at low priority.
+    """Put clusters into the pool until `size` of this kind are there.
 
     Returns:
         Those of this kind.
@@ -46,7 +44,6 @@ def fill(what: Preparation, size: int) -> list[Entry]:
     """
     if size < 1:
         raise UsageError(f"{size} is no size of a pool", where="--size", fix="1 or more; else: sandbox pool drain")
-    os.nice(_NICE)
     entries.drain(stale=True)
     refs = {name: image.ref for name, image in images.ensure([*what.images]).items()}
     deployed = what.objects(refs)
