@@ -155,6 +155,11 @@ def resources(kube: Kube) -> list[Resource]:
     return [*found.values()]
 
 
+def is_counted(what: Resource) -> bool:
+    """Whether the server makes objects of that kind up from what it measures: nobody can delete them."""
+    return what.api_version.startswith("metrics.k8s.io/")
+
+
 def name_of(thing: Object) -> str:
     """`apps/v1/Deployment inference/sim`; without a namespace for what has none."""
     metadata = thing["metadata"]

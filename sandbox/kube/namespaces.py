@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from sandbox.errors import ClusterError, DeadlineExceeded
+from sandbox.kube import inventory
 from sandbox.kube.client import Kube
 from sandbox.kube.conditions import gone
-from sandbox.kube.resources import Object, Objects, label
-from sandbox.kube.wait import wait_for
+from sandbox.kube.resources import Object, Objects, Resource, label
+from sandbox.kube.wait import Seen, wait_for
 
 MANAGED_BY = {"app.kubernetes.io/managed-by": "ai-k8s-sandbox"}
 # what of a stack may lie outside its namespace, for only this is cleared there
 CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding")
 _RBAC = "rbac.authorization.k8s.io/v1"
 _LINGER_SECONDS = 4.0
+_AT_ONCE = 6
+_NOT_FOUND = 404
 _POD_SECURITY = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
 
 
@@ -46,29 +51,58 @@ def refuse_strangers(kube: Kube, names: Iterable[str]) -> None:
 def remove(kube: Kube, names: Iterable[str], *, within: float = 90.0) -> None:
     """Delete namespaces of ours with all they hold and wait until they are gone; pods get one second, not their grace.
 
-    What is not there is no error.
+    Every kind that the server has in namespaces is deleted and looked at here. The namespace controller would look five
+    seconds after the deletion, and again only after half the pods' own grace period. What is not there is no error.
 
     Raises:
-        ClusterError: one is not ours; nothing was deleted.
+        ClusterError: one is not ours; nothing was deleted. Or a kind could not be looked at.
         DeadlineExceeded: one is still there; names what holds it.
     """
     found = _ours(kube, names)
-    begun = time.monotonic()
+    if not found:
+        return
+    deadline = time.monotonic() + within
     names = [space["metadata"]["name"] for space in found]
-    for name in names:
-        for kind in ("DaemonSet", "Deployment", "StatefulSet"):  # first, or they would make the pods again
-            kube.delete_all("apps/v1", kind, name, grace=1)
-        kube.delete_all("v1", "Pod", name, grace=1)
+    for name in names:  # first: nothing new is let in from here on, whatever a controller would make again
         kube.request("DELETE", kube.path(make(name)))
-    # The namespace controller looks five seconds after the deletion, and again only after half the pods' own grace
-    # period if one is still there. Those that linger are on a busy or a dead node; their time is over either way.
-    for name in names:
-        try:
-            left = max(0.1, begun + _LINGER_SECONDS - time.monotonic())
-            wait_for(gone(kube, "v1", "Pod", name), within=left, what=f"the end of the pods in {name}")
-        except DeadlineExceeded:
-            kube.delete_all("v1", "Pod", name, grace=0)
-    kube.delete(found, within=max(1.0, begun + within - time.monotonic()))
+        kube.delete_all("v1", "Pod", name, grace=1)
+    kinds = [each for each in inventory.resources(kube) if each.namespaced]
+    paths = [each.path(name) for name in names for each in kinds if each.kind != "Pod"]
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        list(pool.map(lambda path: kube.request("DELETE", path), paths))
+        for name in names:
+            _end_pods(kube, name)
+        for name in names:
+            left = max(1.0, deadline - time.monotonic())
+            wait_for(partial(_empty, kube, pool, kinds, name), within=left, what=f"the end of all that is in {name}")
+            empty = {**make(name), "spec": {"finalizers": []}}
+            kube.request("PUT", f"{kube.path(make(name))}/finalize", empty)
+    kube.delete(found, within=max(1.0, deadline - time.monotonic()))
+
+
+def _end_pods(kube: Kube, name: str) -> None:
+    """Wait for the pods. Those that linger are on a busy or a dead node; their time is over either way."""
+    try:
+        wait_for(gone(kube, "v1", "Pod", name), within=_LINGER_SECONDS, what=f"the end of the pods in {name}")
+    except DeadlineExceeded:
+        kube.delete_all("v1", "Pod", name, grace=0)
+
+
+def _empty(kube: Kube, pool: ThreadPoolExecutor, kinds: Sequence[Resource], name: str) -> Seen[None]:
+    """One look at whether a namespace holds nothing of any kind, but what the server itself counts."""
+    looked = [each for each in kinds if not inventory.is_counted(each)]
+    lists = [*pool.map(lambda each: kube.request("GET", each.path(name), query=[("limit", "5")]), looked)]
+    left = []
+    for each, answer in zip(looked, lists, strict=True):
+        if answer.status == _NOT_FOUND:  # the kind has gone meanwhile
+            continue
+        if not answer.ok or not isinstance(answer.body, dict):
+            left.append(f"{each.kind}: cannot be listed, status {answer.status}")
+            continue
+        for thing in answer.body["items"]:
+            holders = ", ".join(thing["metadata"].get("finalizers") or [])
+            left.append(f"{each.kind} {thing['metadata']['name']}" + (f", held by {holders}" if holders else ""))
+    return Seen(not left, None, "\n".join(left))
 
 
 def clear(kube: Kube, *, within: float = 90.0) -> list[str]:

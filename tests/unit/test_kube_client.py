@@ -213,9 +213,67 @@ def labelled(kind: str, name: str, version: str = "v1") -> Json:
 
 def serve_clearing(server: ApiServer) -> None:
     roles, bindings = ("clusterroles", "ClusterRole", False), ("clusterrolebindings", "ClusterRoleBinding", False)
-    workloads = [(name.lower() + "s", name, True) for name in ("DaemonSet", "Deployment", "StatefulSet")]
     server.on("GET", f"/apis/{RBAC}", Answer(200, core(roles, bindings)))
-    server.on("GET", "/apis/apps/v1", Answer(200, core(*workloads)))
+    kinds = [("pods", "Pod"), ("configmaps", "ConfigMap"), ("podmetrics", "PodMetrics")]
+    told = [
+        {"resource": plural, "responseKind": {"kind": kind}, "scope": "Namespaced", "verbs": ["list"]}
+        for plural, kind in kinds
+    ]
+    for root, group, found in (("/api", "", told[:2]), ("/apis", "metrics.k8s.io", told[2:])):
+        versions = [{"version": "v1", "resources": found, "freshness": "Current"}]
+        server.on("GET", root, Answer(200, {"items": [{"metadata": {"name": group}, "versions": versions}]}))
+
+
+SPACE = "/api/v1/namespaces/inference"
+
+
+def serve_namespace(server: ApiServer, *configmaps: Answer) -> None:
+    """A namespace of ours with a pod that ends, and what its other kind answers, look by look."""
+    left, done = labelled("Namespace", "inference"), Answer(200, {"kind": "Status"})
+    server.on("GET", SPACE, Answer(200, left), Answer(200, left), status(404, "NotFound", "gone"))
+    server.on("DELETE", SPACE, Answer(200, left))
+    server.on("DELETE", f"{SPACE}/pods", done)
+    server.on("DELETE", f"{SPACE}/configmaps", done)
+    server.on("DELETE", "/apis/metrics.k8s.io/v1/namespaces/inference/podmetrics", status(405, "MethodNotAllowed", ""))
+    server.on("GET", f"{SPACE}/pods", listed(1, pod("a")), listed(1))
+    server.on("GET", f"{SPACE}/configmaps", *configmaps)
+    server.on("PUT", f"{SPACE}/finalize", Answer(200, left))
+
+
+def test_a_namespace_is_let_go_only_once_nothing_of_any_kind_is_in_it(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    serve_clearing(server)
+    serve_namespace(server, listed(1, labelled("ConfigMap", "left")), listed(1))
+    namespaces.remove(kube, ["inference"])
+    assert len(server.seen("GET", f"{SPACE}/configmaps")) == 2
+    changes = [(each.method, each.path.removeprefix(SPACE)) for each in server.asked if each.method != "GET"]
+    assert changes[0] == ("DELETE", "")  # nothing new is let in from here on
+    assert changes[-1] == ("DELETE", "")
+    assert changes[-2] == ("PUT", "/finalize")
+    (pods,) = server.seen("DELETE", f"{SPACE}/pods")
+    assert pods.body["gracePeriodSeconds"] == 1
+
+
+def test_what_holds_a_namespace_is_named_and_it_is_not_let_go(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    serve_clearing(server)
+    held = labelled("ConfigMap", "left")
+    held["metadata"]["finalizers"] = ["mine/hold"]
+    serve_namespace(server, listed(1, held))
+    with pytest.raises(DeadlineExceeded) as told:
+        namespaces.remove(kube, ["inference"], within=0.1)
+    assert "ConfigMap left, held by mine/hold" in str(told.value)
+    assert server.seen("PUT", f"{SPACE}/finalize") == []
+
+
+def test_a_namespace_with_a_kind_that_cannot_be_listed_is_not_let_go(both: tuple[ApiServer, Kube]) -> None:
+    server, kube = both
+    serve_clearing(server)
+    serve_namespace(server, status(503, "ServiceUnavailable", "down"))
+    with pytest.raises(DeadlineExceeded) as told:
+        namespaces.remove(kube, ["inference"], within=0.1)
+    assert "ConfigMap: cannot be listed, status 503" in str(told.value)
+    assert server.seen("PUT", f"{SPACE}/finalize") == []
 
 
 RBAC = "rbac.authorization.k8s.io/v1"
@@ -224,7 +282,7 @@ RBAC = "rbac.authorization.k8s.io/v1"
 def test_clearing_removes_what_is_ours_and_waits_until_it_is_gone(both: tuple[ApiServer, Kube]) -> None:
     server, kube = both
     serve_clearing(server)
-    space, binding = "/api/v1/namespaces/inference", f"/apis/{RBAC}/clusterrolebindings"
+    binding = f"/apis/{RBAC}/clusterrolebindings"
     left, right = labelled("Namespace", "inference"), labelled("ClusterRoleBinding", "tenant", RBAC)
     gone_ = status(404, "NotFound", "gone")
     server.on("GET", "/api/v1/namespaces", listed(1, left))
@@ -232,15 +290,10 @@ def test_clearing_removes_what_is_ours_and_waits_until_it_is_gone(both: tuple[Ap
     server.on("GET", binding, listed(1, right))
     server.on("DELETE", f"{binding}/tenant", Answer(200, right))
     server.on("GET", f"{binding}/tenant", Answer(200, right), gone_)
-    server.on("GET", space, Answer(200, left), Answer(200, left), gone_)
-    for kind in ("daemonsets", "deployments", "statefulsets"):
-        server.on("DELETE", f"/apis/apps/v1/namespaces/inference/{kind}", Answer(200, {"kind": "Status"}))
-    server.on("DELETE", f"{space}/pods", Answer(200, {"kind": "Status"}))
-    server.on("GET", f"{space}/pods", listed(1))
-    server.on("DELETE", space, Answer(200, left))
+    serve_namespace(server, listed(1))
     assert namespaces.clear(kube) == ["ClusterRoleBinding tenant", "Namespace inference"]
     assert len(server.seen("GET", f"{binding}/tenant")) == 2
-    assert len(server.seen("GET", space)) == 3
+    assert len(server.seen("GET", SPACE)) == 3
     for path in ("/api/v1/namespaces", binding, f"/apis/{RBAC}/clusterroles"):
         (asked,) = server.seen("GET", path)
         assert asked.query["labelSelector"] == ["app.kubernetes.io/managed-by=ai-k8s-sandbox"]
