@@ -254,6 +254,17 @@ def test_a_namespace_is_let_go_only_once_nothing_of_any_kind_is_in_it(both: tupl
     assert pods.body["gracePeriodSeconds"] == 1
 
 
+def test_what_is_not_empty_when_the_controller_begins_is_left_to_it(
+    both: tuple[ApiServer, Kube], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, kube = both
+    serve_clearing(server)
+    serve_namespace(server, listed(1))
+    monkeypatch.setattr(namespaces, "_ALONE_SECONDS", 0.0)
+    namespaces.remove(kube, ["inference"])
+    assert server.seen("PUT", f"{SPACE}/finalize") == []
+
+
 def test_what_holds_a_namespace_is_named_and_it_is_not_let_go(both: tuple[ApiServer, Kube]) -> None:
     server, kube = both
     serve_clearing(server)
