@@ -54,9 +54,9 @@ def refuse_strangers(kube: Kube, names: Iterable[str]) -> None:
 def remove(kube: Kube, names: Iterable[str], *, within: float = 90.0) -> None:
     """Delete namespaces of ours with all they hold and wait until they are gone; pods get one second, not their grace.
 
-    Every kind that the server has in namespaces is deleted and looked at here: the namespace controller begins only five
-    seconds after the deletion, and looks again after half the pods' own grace period. What is not empty by then is left
-    to it. What is not there is no error.
+    Every kind that the server has in namespaces is deleted and looked at here: the namespace controller begins only
+    five seconds after the deletion, and looks again after half the pods' own grace period. What is not empty by then is
+    left to it. What is not there is no error.
 
     Raises:
         ClusterError: one is not ours; nothing was deleted. Or a kind could not be looked at.
