@@ -8,13 +8,14 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from sandbox import __version__
+from sandbox import __version__, reaper
 from sandbox.cli_gpu import gpu_app
 from sandbox.cli_images import images_app
 from sandbox.cli_load import BaselineOption, load
@@ -87,7 +88,8 @@ def up(
     from sandbox.spec.cluster import ClusterSpec
 
     spec = find("clusters", shape, ClusterSpec, kind="cluster").model
-    made = cluster.up(spec, name=name, allow_changes=allow_changes, cold=cold)
+    with reaper.watch():
+        made = cluster.up(spec, name=name, allow_changes=allow_changes, cold=cold)
     if output is Output.json:
         write_json(made)
         return
@@ -111,12 +113,13 @@ def down(
     removed: dict[str, list[str]] = {}
     leftovers: list[str] = []
     refused: list[SandboxError] = []  # one that stays keeps no other one up
-    for name in wanted:
-        with _kept_for_later(refused), cluster.lease(name):  # not from under a run
-            removed[name] = cluster.down(name)
-    if all_:  # what no record speaks of any more
-        with _kept_for_later(refused):
-            leftovers = cluster.reap(strict=True)
+    with reaper.watch():
+        for name in wanted:
+            with _kept_for_later(refused), cluster.lease(name):  # not from under a run
+                removed[name] = cluster.down(name)
+        if all_:  # what no record speaks of any more
+            with _kept_for_later(refused):
+                leftovers = cluster.reap(strict=True)
     if output is Output.json:
         write_json({"removed": removed, "leftovers": leftovers})
     else:
@@ -125,6 +128,23 @@ def down(
         for name in leftovers:
             out.print(f"{name}: removed, a leftover")
     _raise_worst(refused)
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
+    output: OutputOption = Output.text,
+) -> None:
+    """Remove what nobody needs any more: what killed commands left, snapshots over the limit, old pooled clusters."""
+    from sandbox.cluster import garbage
+
+    found = garbage.collect(dry_run=dry_run)
+    if output is Output.json:
+        write_json({"removed": [] if dry_run else found, "would_be_removed": found if dry_run else []})
+    elif not found:
+        out.print("nothing is left behind")
+    else:
+        out.print(table(("kind", "would be removed" if dry_run else "removed", "why"), [*map(astuple, found)]))
 
 
 @contextmanager
@@ -273,7 +293,8 @@ def run(
     options = Options(
         runs=runs, keep=keep, allow_changes=allow_changes, cluster_name=cluster_name, cold=cold, baseline=baseline
     )
-    outcomes = suite.execute_all(plans, options)
+    with reaper.watch():
+        outcomes = suite.execute_all(plans, options)
     published = suite.publish(outcomes, runs)
     if output is Output.json:
         write_json([each.results.model_dump(mode="json", by_alias=True) for each in outcomes])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sandbox import reaper
 from sandbox.cli_output import Output, OutputOption, out, table, write_json
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def pool_fill(
 
     prepared = _preparation(what)
     os.nice(_NICE)
-    _show(filling.fill(prepared, size), output)
+    with reaper.watch():
+        filled = filling.fill(prepared, size)
+    _show(filled, output)
 
 
 @pool_app.command("list")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sandbox import reaper
 from sandbox.cli_output import Output, OutputOption, out, table, write_json
 
 snapshot_app = typer.Typer(help="Keep a prepared cluster, and start copies of it.", no_args_is_help=True)
@@ -25,7 +26,7 @@ def snapshot_save(
     from sandbox.cluster import snapshots
 
     own = clusters.current(cluster)
-    with clusters.lease(cluster):  # not in the middle of a run, whose figures would show it
+    with reaper.watch(), clusters.lease(cluster):  # not in the middle of a run, whose figures would show it
         saved = snapshots.save(own, name)
     if output is Output.json:
         write_json(_shown(name))
@@ -43,7 +44,8 @@ def snapshot_restore(
     """Start a copy of a snapshot. Any number of them run side by side. It stays until `sandbox down`."""
     from sandbox import cluster as clusters
 
-    made = clusters.restore(name, cluster)
+    with reaper.watch():
+        made = clusters.restore(name, cluster)
     if output is Output.json:
         write_json(made)
         return
@@ -77,7 +79,8 @@ def snapshot_remove(
     """Remove snapshots. Clusters that were restored from them go on."""
     from sandbox.cluster import snapshots
 
-    removed = {name: snapshots.remove(name) for name in names}
+    with reaper.watch():
+        removed = {name: snapshots.remove(name) for name in names}
     if output is Output.json:
         write_json({"removed": removed})
         return

@@ -124,6 +124,7 @@ class Clusters:
     def __init__(self, *, keep: bool) -> None:
         self._keep = keep
         self._names: list[str] = []  # the one taken last at the end
+        self._watch = ExitStack()
 
     def up(self, shape: str, name: str | None = None) -> Cluster:
         """The cluster of that shape, made if it does not run."""
@@ -139,8 +140,10 @@ class Clusters:
 
     def take(self, name: str) -> None:
         """Note that a cluster of that name is going to be used; the one that was not for the longest may go for it."""
-        from sandbox import suite
+        from sandbox import reaper, suite
 
+        if not self._names:
+            self._watch.enter_context(reaper.watch())
         self._names = [*(each for each in self._names if each != name), name]
         while len(self._names) > self._MOST:
             suite.release(self._names.pop(0))
@@ -149,7 +152,7 @@ class Clusters:
         """Remove them, or leave them to whom they are kept for; tell of the first that could not be removed."""
         from sandbox import suite
 
-        with ExitStack() as undo:
+        with self._watch, ExitStack() as undo:
             for name in self._names:
                 undo.callback(suite.leave if self._keep else suite.release, name)
 

@@ -40,7 +40,7 @@ def reap(*, besides: str = "", strict: bool = False) -> list[str]:
     reaped, kept = [], list[SandboxError]()
     for name in sorted(found - {besides}):
         try:
-            if leftover(name) and _remove(docker, name):
+            if leftover(name) and remove(docker, name):
                 reaped.append(name)
         except SandboxError as error:
             say(f"leftover {error}")
@@ -59,7 +59,7 @@ def leftover(name: str) -> bool:
     return known.provider == "kind" and known.owner is not None and not known.owner.alive()
 
 
-def _remove(docker: DockerClient, name: str) -> bool:
+def remove(docker: DockerClient, name: str) -> bool:
     """Remove it unless a command holds it, or it has changed since it was looked at."""
     try:
         with record.locked(name, wait=False), containers.engine_errors(name):

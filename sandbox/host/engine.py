@@ -21,6 +21,7 @@ from requests import Response
 from requests.exceptions import RequestException
 
 from sandbox.errors import EnvironmentMissing
+from sandbox.host import mark
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -317,5 +318,6 @@ def launch(home: Home, runtime: Path | None) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             cwd="/",
+            env=mark.without(),
             start_new_session=True,
         )

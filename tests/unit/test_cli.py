@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from whole_runs import keep
 
 from sandbox import cli, cli_output, cluster, images, plan
-from sandbox.cluster import Cluster, Node, Proof, nodes, record
+from sandbox.cluster import Cluster, Node, Proof, garbage, nodes, record
 from sandbox.errors import (
     EXIT_ENVIRONMENT,
     EXIT_FAIL,
@@ -321,6 +321,15 @@ SOLO = Cluster(
     shape="s1", image="node:1", created=1.0, nodes=(Node("solo-control-plane", "control-plane", "172.18.0.2"),),
 )  # fmt: skip
 TOOLBOX = Image("toolbox", "ai-k8s-sandbox/toolbox:1", "sha256:1", 21_000_000, "built")
+
+
+def test_gc_tells_what_went_or_would_go(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [garbage.Garbage("process", "41 locust", "the command 7 that started it is gone")]
+    monkeypatch.setattr(garbage, "collect", lambda *, dry_run: left if dry_run else [])
+    assert typed("gc") == (EXIT_PASS, "nothing is left behind\n", "")
+    code, said, _ = typed("gc", "--dry-run")
+    assert (code, "41 locust" in said, "would be removed" in said) == (EXIT_PASS, True, True)
+    assert json.loads(typed("gc", "--dry-run", "-o", "json")[1])["would_be_removed"][0]["name"] == "41 locust"
 
 
 def test_up_says_what_to_type_next_and_programs_get_the_whole_cluster(

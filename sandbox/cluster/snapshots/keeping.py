@@ -71,12 +71,8 @@ def trim() -> list[str]:
     Returns:
         The names of those removed.
     """
-    found = {name: each for name in store.names() if (each := store.get(name)) is not None and each.automatic}
-    by_use = sorted(found, key=store.used, reverse=True)
-    oldest = time.time() - OLDEST_DAYS * 86400
-    surplus = [name for place, name in enumerate(by_use) if place >= MOST_AUTOMATIC or store.used(name) < oldest]
     removed = []
-    for name in surplus:
+    for name in surplus():
         try:
             remove(name)
             removed.append(name)
@@ -85,22 +81,34 @@ def trim() -> list[str]:
     return removed
 
 
-def reap(docker: DockerClient) -> list[str]:
-    """Remove what a killed command left of snapshots that have no file.
+def surplus() -> list[str]:
+    """Name the automatic snapshots that are too old, or too many."""
+    found = {name: each for name in store.names() if (each := store.get(name)) is not None and each.automatic}
+    by_use = sorted(found, key=store.used, reverse=True)
+    oldest = time.time() - OLDEST_DAYS * 86400
+    return [name for place, name in enumerate(by_use) if place >= MOST_AUTOMATIC or store.used(name) < oldest]
 
-    Returns:
-        Their names.
-    """
+
+def fileless(docker: DockerClient) -> list[str]:
+    """Name what the engine holds of snapshots that have no file: of a save or a removal that was killed."""
     ours: dict[str, str | list[str] | bool] = {"label": [store.LABEL, f"{STATE_LABEL}={paths.state_dir()}"]}
     things = [
         *(each.labels for each in docker.containers.list(all=True, filters=ours)),
         *(each.attrs.get("Labels") or {} for each in docker.volumes.list(filters=ours)),
         *(each.labels for each in docker.images.list(filters=ours)),
     ]
+    names = sorted({labels.get(store.LABEL, "") for labels in things} - {""})
+    return [name for name in names if not store.path(name).exists()]
+
+
+def reap(docker: DockerClient) -> list[str]:
+    """Remove what a killed command left of snapshots that have no file.
+
+    Returns:
+        Their names.
+    """
     reaped = []
-    for name in sorted({labels.get(store.LABEL, "") for labels in things} - {""}):
-        if store.path(name).exists():
-            continue
+    for name in fileless(docker):
         try:
             with store.locked(name, wait=False):
                 if not store.path(name).exists() and clear(docker, name):

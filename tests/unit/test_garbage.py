@@ -1,0 +1,221 @@
+"""What nobody needs any more is found and removed; what others made, and what is in use, stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from sandbox import paths, reaper
+from sandbox.cluster import garbage, leftovers, ownership, record, volumes
+from sandbox.cluster.owner import Owner
+from sandbox.cluster.pool import entries
+from sandbox.cluster.snapshots import keeping, store
+from sandbox.errors import SandboxError
+from sandbox.host.mark import MARK
+from tests.unit.container_engine import FakeContainer, FakeEngine, installed, put, refusal
+
+GONE = Owner(os.getpid(), -1.0)
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    made = installed(tmp_path, monkeypatch)
+    monkeypatch.setattr(garbage, "client", lambda: made)
+    monkeypatch.setattr(keeping, "client", lambda: made)
+    monkeypatch.setattr(garbage, "look", lambda: SimpleNamespace(state="running"))
+    return made
+
+
+def found(*, dry_run: bool = False) -> set[tuple[str, str]]:
+    return {(each.kind, each.name) for each in garbage.collect(dry_run=dry_run)}
+
+
+def test_where_nothing_is_left_nothing_is_found(engine: FakeEngine) -> None:
+    put(engine)
+    assert found() == set()
+    assert len(engine.held) == 1
+
+
+def test_a_dry_run_tells_and_touches_nothing(engine: FakeEngine) -> None:
+    put(engine, owner=GONE)
+    (record.root() / "trio.lock").touch()
+    told = found(dry_run=True)
+    assert told == {("cluster", "solo"), ("file", "trio.lock")}
+    assert len(engine.held) == 1
+    assert (record.root() / "trio.lock").exists()
+    assert found() >= told
+    assert (engine.held, record.names()) == ([], [])
+
+
+def test_a_cluster_that_another_command_works_on_stays(engine: FakeEngine) -> None:
+    put(engine, owner=GONE)
+    with record.locked("solo"):
+        assert ("cluster", "solo") not in found()
+    assert len(engine.held) == 1
+
+
+def test_what_others_made_is_not_even_told(engine: FakeEngine) -> None:
+    theirs = FakeContainer(engine, "theirs", network="", cluster="", status="exited")
+    theirs.labels = {ownership.STATE_LABEL: "/another/state"}
+    engine.held = [theirs, FakeContainer(engine, "db", network="", cluster="", status="exited")]
+    engine.labelled = {"v": {ownership.STATE_LABEL: "/another/state", volumes.BASE_LABEL: "sha256:0"}}
+    engine.volumes_held = {"v", "precious"}
+    assert found() == set()
+    assert (len(engine.held), engine.volumes_held) == (2, {"v", "precious"})
+
+
+def test_a_helper_that_was_not_removed_goes_and_one_that_works_stays(engine: FakeEngine) -> None:
+    ours = {ownership.STATE_LABEL: str(paths.state_dir())}
+    for name, status in (("ended", "exited"), ("works", "running")):
+        helper = FakeContainer(engine, name, network="", cluster="", status=status)
+        helper.labels = {**ours, volumes.BASE_LABEL: "sha256:1"}
+        engine.held.append(helper)
+    assert found() == {("container", "ended")}
+    assert [each.name for each in engine.held] == ["works"]
+
+
+def test_what_cannot_be_removed_is_an_error_and_stops_nothing_else(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(engine, owner=GONE)
+    (record.root() / "trio.lock").touch()
+
+    def remove(*_: object) -> None:
+        raise refusal("driver failed")
+
+    monkeypatch.setattr(leftovers.containers, "remove", remove)
+    with pytest.raises(SandboxError, match="the engine refused"):
+        garbage.collect()
+    assert not (record.root() / "trio.lock").exists()
+
+
+def test_locks_of_what_is_there_or_held_stay(engine: FakeEngine) -> None:
+    put(engine)
+    for name in ("solo.lock", "solo.run.lock", "pool.lock", "trio.run.lock"):
+        (record.root() / name).touch()
+    (record.root() / "solo.json.new").touch()
+    with record.lease("trio"):
+        assert found() == {("file", "solo.json.new")}
+    assert found() == {("file", "trio.run.lock")}
+    assert {each.name for each in record.root().iterdir()} == {"solo", "solo.lock", "solo.run.lock", "pool.lock"}
+
+
+def test_who_waits_for_a_lock_that_is_removed_still_shuts_others_out(engine: FakeEngine) -> None:
+    with record.lease("trio"):
+        pass
+    assert ("file", "trio.run.lock") in found()
+    with record.lease("trio"), pytest.raises(SandboxError, match="another run uses"), record.lease("trio"):
+        pass
+
+
+def test_old_pooled_clusters_and_surplus_snapshots_are_told(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(engine)
+    old = entries.Entry("pool-1", "k", "solo", time.time() - 90_000)
+    drained: list[bool] = []
+    monkeypatch.setattr(entries, "entries", lambda: [old, replace(old, name="pool-2", since=time.time())])
+    monkeypatch.setattr(entries, "drain", lambda *, stale: drained.append(stale))
+    monkeypatch.setattr(keeping, "surplus", lambda: ["auto-1"])
+    monkeypatch.setattr(keeping, "fileless", lambda _: ["half"])
+    monkeypatch.setattr(keeping, "reap", lambda _: ["half"])
+    monkeypatch.setattr(keeping, "remove", lambda name: [name])
+    assert found() == {("cluster", "pool-1"), ("snapshot", "auto-1"), ("snapshot", "half")}
+    assert drained == [True]
+
+
+@pytest.fixture
+def child(engine: FakeEngine) -> Iterator[Any]:
+    """Start a process with a mark; it is ended in any case."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(mark: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, MARK: mark}
+        )
+        started.append(process)
+        deadline = time.monotonic() + 10
+        while psutil.Process(process.pid).environ().get(MARK) != mark and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_only_children_of_commands_that_are_gone_are_ended(child: Any) -> None:
+    me, state = Owner.me(), paths.state_dir()
+    orphan = child(f"{me.pid} -1.0 {state}")
+    mine, theirs = child(f"{me.pid} {me.started} {state}"), child(f"{me.pid} -1.0 /another/state")
+    assert {kind for kind, _ in found()} == {"process"}
+    orphan.wait(timeout=10)
+    assert (mine.poll(), theirs.poll()) == (None, None)
+
+
+def test_no_snapshot_that_has_a_file_is_fileless(engine: FakeEngine) -> None:
+    ours = {ownership.STATE_LABEL: str(paths.state_dir())}
+    engine.labelled = {"a": {store.LABEL: "kept", **ours}, "b": {store.LABEL: "half", **ours}}
+    engine.volumes_held = {"a", "b"}
+    store.path("kept").touch()
+    assert keeping.fileless(engine) == ["half"]  # type: ignore[arg-type]
+
+
+SCRIPT = """
+import os, sys, time
+from sandbox import reaper
+with reaper.watch():
+    print("watched", flush=True)
+    {act}
+"""
+
+
+def watched(tmp_path: Path, act: str) -> tuple[int, str]:
+    """Run a command under a reaper; its exit code, and what the reaper said."""
+    env = {**os.environ, "SANDBOX_STATE_DIR": str(tmp_path), "PATH": os.environ["PATH"]}
+    env.pop(MARK, None)
+    (tmp_path / "clusters").mkdir()
+    (tmp_path / "clusters" / "gone.lock").touch()
+    with subprocess.Popen([sys.executable, "-c", SCRIPT.format(act=act)], env=env, stdout=subprocess.PIPE) as process:
+        code = process.wait(timeout=60)
+    log = tmp_path / "reaper.log"
+    deadline = time.monotonic() + 60
+    while code < 0 and "removed" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return code, log.read_text()
+
+
+def test_a_command_that_is_killed_is_cleared_up_after_by_its_reaper(tmp_path: Path) -> None:
+    code, said = watched(tmp_path, "os.kill(os.getpid(), 9)")
+    assert code == -9
+    assert "gone.lock" in said
+    assert not (tmp_path / "clusters" / "gone.lock").exists()
+
+
+@pytest.mark.parametrize("act", ["pass", "sys.exit(3)", "raise ValueError", "os.kill(os.getpid(), 2)"])
+def test_the_reaper_of_a_command_that_ends_has_nothing_to_do(tmp_path: Path, act: str) -> None:
+    code, said = watched(tmp_path, act)
+    assert code >= 0 or code == -2
+    assert said == ""
+    assert (tmp_path / "clusters" / "gone.lock").exists()
+
+
+def test_one_reaper_is_enough(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MARK, raising=False)
+    with reaper.watch():
+        mark = os.environ[MARK]
+        with reaper.watch():
+            assert os.environ[MARK] == mark
+        assert os.environ[MARK] == mark
+    assert MARK not in os.environ
