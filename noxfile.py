@@ -92,6 +92,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def kills(session: nox.Session) -> None:
+    """Commands killed at random moments: does the next one work, is anything left? Takes hours, so not in CI."""
+    _install(session)
+    session.run("python", "-m", "tests.kills", *session.posargs)
+
+
+@nox.session
 def mutate(session: nox.Session) -> None:
     """Bugs put in on purpose, in a copy: do the tests see them? Takes an hour, so not in CI; writes the figures."""
     _install(session, "dev,mutate")

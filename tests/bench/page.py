@@ -10,9 +10,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "benchmarks.md"
 
 def write(part: str, text: str) -> None:
     """Put what a part has to show between its marks on the page."""
-    begin, end = f"<!-- bench {part} -->", f"<!-- /bench {part} -->"
-    head, _, rest = PAGE.read_text().partition(begin)
+    put(PAGE, f"bench {part}", text)
+
+
+def put(page: Path, part: str, text: str) -> None:
+    """Put a text between the marks of that name on a page."""
+    begin, end = f"<!-- {part} -->", f"<!-- /{part} -->"
+    head, _, rest = page.read_text().partition(begin)
     _, _, tail = rest.partition(end)
     block = f"{begin}\n{text.rstrip()}\n{end}"
-    PAGE.write_text(f"{head.rstrip()}\n\n{block}{tail or chr(10)}")
+    page.write_text(f"{head.rstrip()}\n\n{block}{tail or chr(10)}")
     sys.stdout.write(block + "\n")
