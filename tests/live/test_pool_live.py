@@ -1,4 +1,4 @@
-"""A pool of prepared clusters: leased with the stack answering, and never handed out unclean. About 60 s."""
+"""A pool of prepared clusters: leased with the stack answering, and never handed out unclean. About 100 s."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def test_one_that_somebody_used_is_not_handed_out(
     try:
         said = capsys.readouterr().err
         assert f"{name} is not handed out, and removed" in said
-        for left in ("v1/ConfigMap default/left", "-A INPUT -p tcp -m tcp --dport 9 -j DROP", "files of /etc"):
-            assert f"there since: {left}" in said
+        for left in ("v1/ConfigMap default/left", "iptables -A INPUT -p tcp -m tcp --dport 9 -j DROP", "files of /etc"):
+            assert f"there since: {left}" in said, left
         assert one.origin.way == "snapshot"
         assert answers(one)
     finally:
