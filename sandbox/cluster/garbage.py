@@ -153,11 +153,11 @@ def _bases(docker: DockerClient) -> Iterator[Found]:
         image = (volume.attrs.get("Labels") or {}).get(volumes.BASE_LABEL, "")
         try:
             docker.images.get(image)
+            why = "never filled" if volumes.abandoned(volume) else ""
         except ImageNotFound:
-            yield (
-                Garbage("volume", str(volume.name), "its node image is gone"),
-                partial(volume.remove, force=True),
-            )
+            why = "its node image is gone"
+        if why:
+            yield Garbage("volume", str(volume.name), why), partial(volume.remove, force=True)
 
 
 def _files() -> Iterator[Found]:

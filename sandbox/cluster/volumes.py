@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from docker.errors import NotFound
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from sandbox import paths
 from sandbox.cluster.ownership import STATE_LABEL
@@ -117,6 +117,16 @@ def find(docker: DockerClient, name: str) -> Volume | None:
         return docker.volumes.get(name)
     except NotFound:
         return None
+
+
+def abandoned(volume: Volume) -> bool:
+    """Whether a volume of an image was never filled to its end, and nobody fills it now."""
+    name = str(volume.name)
+    try:
+        with FileLock(_notes() / f"{name}.lock", timeout=0):
+            return _noted(_notes() / f"{name}.filled") != serial(volume)
+    except Timeout:
+        return False
 
 
 def serial(volume: Volume) -> str:

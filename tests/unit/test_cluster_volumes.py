@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from filelock import FileLock
 
 from sandbox.cluster import volumes
 from sandbox.errors import ClusterError
@@ -198,6 +199,16 @@ def test_a_volume_that_was_never_filled_or_is_another_one_is_made_anew(docker: D
     name = volumes.of_image(cast("Any", docker), "node:1")
     assert docker.held[name][volumes.SERIAL_LABEL]
     assert len(docker.runs) == 2
+
+
+def test_a_volume_is_abandoned_only_when_nobody_fills_it_and_nobody_did(docker: Docker) -> None:
+    name = volumes.of_image(cast("Any", docker), "node:1")
+    assert not volumes.abandoned(docker._get(name))
+    note = volumes._notes() / f"{name}.filled"
+    note.unlink()
+    assert volumes.abandoned(docker._get(name))
+    with FileLock(note.with_suffix(".lock")):
+        assert not volumes.abandoned(docker._get(name))
 
 
 def test_a_copy_that_fails_says_why_and_leaves_no_container(docker: Docker) -> None:
