@@ -159,7 +159,7 @@ def _look(decoy: str) -> str:
 def others(folder: Path) -> Iterator[dict[str, str]]:
     """Things of others, as like ours as can be: a container, a volume and a network with our label, and a file."""
     docker = client()
-    label = {"ai-k8s-sandbox.state": "/somebody/else", "ai-k8s-sandbox.cluster": "solo"}
+    label = {"ai-k8s-sandbox.state": "/somebody/else", "ai-k8s-sandbox.cluster": "another"}
     image = next(tag for each in docker.images.list(name="ai-k8s-sandbox/toolbox") for tag in each.tags)
     network = docker.networks.create("kills-others", labels=label)
     volume = docker.volumes.create("kills-others", labels=label)
