@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _API_SECONDS = 60.0
 _READY_SECONDS = 120.0
+_LED = "iptables-save -t nat | grep -q KUBE-SVC || nft list tables | grep -q kube-proxy || ipvsadm -Ln | grep -q :443"
 _API = f"{inner.API_PORT}/tcp"
 _METRICS = ("k8s-app", "metrics-server")  # nobody waits for it after a cold start either: it needs two scrapes first
 
@@ -72,6 +73,7 @@ def restore(order: Order, snapshot: Snapshot) -> Cluster:
             order, started, kubeconfig, origin=record.Origin("snapshot", snapshot.name, snapshot.key)
         )
         _settled(kube, made, snapshot, since=begun)
+        wait_for(lambda: _led(order), within=_READY_SECONDS, what="the way to services on every node")
         node_images.load(containers.nodes(docker, name), [*order.load.values()])
         furnishing.furnish(kube, order.spec, len(made.nodes), order.load)
     record.save(made)
@@ -165,6 +167,15 @@ def _settled(kube: Kube, made: Cluster, snapshot: Snapshot, *, since: float) -> 
     names = made.node_names
     wait_for(_heard_of(kube, names, since=since), within=_READY_SECONDS, what="word from every kubelet")
     wait_for(_run_again(kube, names, snapshot.ready, since=since), within=_READY_SECONDS, what="all pods Ready again")
+
+
+def _led(order: Order) -> Seen[None]:
+    """One look at whether kube-proxy has led every node's service addresses to pods, whichever way it does that."""
+    if str((order.spec.kind_config.get("networking") or {}).get("kubeProxyMode", "")).lower() == "none":
+        return Seen(True, None, "")
+    there = containers.nodes(order.docker, order.name)
+    lost = [str(each.name) for each in there if containers.run(each, ["sh", "-c", _LED])[0]]
+    return Seen(not lost, None, f"not yet on {', '.join(lost)}")
 
 
 def _heard_of(kube: Kube, names: Sequence[str], *, since: float) -> Watching[None]:
