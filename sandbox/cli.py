@@ -19,7 +19,7 @@ from sandbox import __version__, reaper
 from sandbox.cli_gpu import gpu_app
 from sandbox.cli_images import images_app
 from sandbox.cli_load import BaselineOption, load
-from sandbox.cli_output import Output, OutputOption, out, table, write_json
+from sandbox.cli_output import Output, OutputOption, out, show_up, table, write_json
 from sandbox.cli_pool import pool_app
 from sandbox.cli_snapshot import snapshot_app
 from sandbox.errors import EXIT_FAIL, EXIT_INVALID, SandboxError, UsageError
@@ -93,9 +93,7 @@ def up(
     if output is Output.json:
         write_json(made)
         return
-    out.print(f"{made.name} is up: {', '.join(made.node_names)}")
-    out.print(f"  export KUBECONFIG={made.kubeconfig}", soft_wrap=True)
-    out.print(f"  sandbox down {made.name}")
+    show_up(made)
 
 
 @app.command()

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from sandbox.cluster import Cluster
 
 out = Console(highlight=False)
 
@@ -30,6 +33,13 @@ OutputOption = Annotated[Output, typer.Option("--output", "-o", help="text or js
 def write_json(value: Any) -> None:
     """One JSON document on stdout; dataclasses become objects, paths text."""
     sys.stdout.write(json.dumps(value, default=_plain, indent=2) + "\n")
+
+
+def show_up(cluster: Cluster, how: str = "") -> None:
+    """Say that a cluster is up, and what to type next."""
+    out.print(f"{cluster.name} is up{how}: {', '.join(cluster.node_names)}")
+    out.print(f"  export KUBECONFIG={cluster.kubeconfig}", soft_wrap=True)
+    out.print(f"  sandbox down {cluster.name}")
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sandbox import reaper
-from sandbox.cli_output import Output, OutputOption, out, table, write_json
+from sandbox.cli_output import Output, OutputOption, out, show_up, table, write_json
 
 snapshot_app = typer.Typer(help="Keep a prepared cluster, and start copies of it.", no_args_is_help=True)
 NameArgument = Annotated[str, typer.Argument(help="The snapshot's name.")]
@@ -49,14 +49,12 @@ def snapshot_restore(
     if output is Output.json:
         write_json(made)
         return
-    out.print(f"{made.name} is up, {made.origin.words}: {', '.join(made.node_names)}")
-    out.print(f"  export KUBECONFIG={made.kubeconfig}", soft_wrap=True)
-    out.print(f"  sandbox down {made.name}")
+    show_up(made, f", {made.origin.words}")
 
 
 @snapshot_app.command("list")
 def snapshot_list(output: OutputOption = Output.text) -> None:
-    """Show the snapshots there are: what is in each, since when, and what it takes of the disk."""
+    """Show the snapshots there are: what is in each, since when, and what is wrong with one."""
     from sandbox.cluster import snapshots
 
     found = [_shown(name) for name in snapshots.names()]

@@ -171,7 +171,6 @@ def deploy(run: Run) -> None:
         return
     own, kube = run.ground
     run.images = run.images or _references(run.plan)
-    wanted = _wanted(run.plan, run.images)
     if not run.untouched:
         _clear(run)
     if not (run.options.keep or run.cluster_goes):
@@ -193,7 +192,7 @@ def deploy(run: Run) -> None:
             run.fact("stack", name=made.stack, images=run.images, **told)
         else:
             run.fact(f"stack {made.stack}", images={name: run.images[name] for name in stack.images}, **told)
-    if run.untouched and wanted and not run.options.cold:
+    if run.untouched and not run.options.cold and (wanted := _wanted(run.plan, run.images)):
         cluster.keep(own, run.plan.cluster, wanted)
     if run.plan.scenario.workloads:
         namespaces.refuse_strangers(kube, [workloads.NAMESPACE])

@@ -112,8 +112,7 @@ def _ender(process: psutil.Process) -> Callable[[], object]:
 
 
 def _clusters(docker: DockerClient) -> Iterator[Found]:
-    found = {*record.names(), *(set(ownership.ours_in_engine(docker)) - record.held())}
-    for name in sorted(found):
+    for name in leftovers.names(docker):
         try:
             gone = leftovers.leftover(name) and not record.busy(name)
         except SandboxError as error:
@@ -142,13 +141,9 @@ def _bases(docker: DockerClient) -> Iterator[Found]:
     known = {*record.names(), *record.held()}
     for each in docker.containers.list(all=True, filters={"label": ours}):
         of = each.labels.get(ownership.CLUSTER_LABEL) or ""
-        if each.status != "running" and ownership.KIND_LABEL not in each.labels and of not in known:
-            if store.LABEL in each.labels:  # goes with its snapshot
-                continue
-            yield (
-                Garbage("container", str(each.name), "filled a volume"),
-                partial(each.remove, force=True, v=True),
-            )
+        elsewhere = {ownership.KIND_LABEL, store.LABEL} & {*each.labels}  # goes with its cluster, or its snapshot
+        if each.status != "running" and not elsewhere and of not in known:
+            yield Garbage("container", str(each.name), "filled a volume"), partial(each.remove, force=True, v=True)
     for volume in docker.volumes.list(filters={"label": [ours, volumes.BASE_LABEL]}):
         image = (volume.attrs.get("Labels") or {}).get(volumes.BASE_LABEL, "")
         try:
@@ -169,16 +164,8 @@ def _files() -> Iterator[Found]:
             there = (folder / owner).exists() or (folder / f"{owner}.json").exists()
             if file.suffix == ".new":
                 yield Garbage("file", file.name, "half-written"), partial(file.unlink, missing_ok=True)
-            elif file.suffix == ".lock" and not there and file.name != "pool.lock" and _free(file):
+            elif file.suffix == ".lock" and not there and file.name != "pool.lock" and not record.taken(file):
                 yield Garbage("file", file.name, "a lock of what is no more"), _unlocker(file)
-
-
-def _free(file: Path) -> bool:
-    try:
-        with FileLock(file, timeout=0):
-            return True
-    except Timeout:
-        return False
 
 
 def _unlocker(file: Path) -> Callable[[], object]:

@@ -36,9 +36,9 @@ def reap(*, besides: str = "", strict: bool = False) -> list[str]:
         return []
     with containers.engine_errors():
         docker = client()
-        found = {*record.names(), *(set(ownership.ours_in_engine(docker)) - record.held())}
+        found = names(docker)
     reaped, kept = [], list[SandboxError]()
-    for name in sorted(found - {besides}):
+    for name in (each for each in found if each != besides):
         try:
             if leftover(name) and remove(docker, name):
                 reaped.append(name)
@@ -50,6 +50,11 @@ def reap(*, besides: str = "", strict: bool = False) -> list[str]:
     if strict and kept:
         raise kept[0]
     return reaped
+
+
+def names(docker: DockerClient) -> list[str]:
+    """Name every cluster of this state folder that has a record, or something in the engine."""
+    return sorted({*record.names(), *(set(ownership.ours_in_engine(docker)) - record.held())})
 
 
 def leftover(name: str) -> bool:

@@ -219,15 +219,16 @@ def lease(name: str) -> Iterator[None]:
 
 def leased(name: str) -> bool:
     """Tell whether a run uses the cluster right now."""
-    return _taken(_lock_file(name, ".run.lock"))
+    return taken(_lock_file(name, ".run.lock"))
 
 
 def busy(name: str) -> bool:
     """Tell whether a command works on the cluster right now."""
-    return _taken(_lock_file(name))
+    return taken(_lock_file(name))
 
 
-def _taken(path: Path) -> bool:
+def taken(path: Path) -> bool:
+    """Tell whether somebody holds the lock that is this file."""
     try:
         with FileLock(path, timeout=0):
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ def _handed_over(order: Order, taken: Cluster, key: str) -> Cluster:
     """Let it go on, see that it is as it was, and write down whose it is."""
     name = order.name
     nodes = containers.nodes(order.docker, name)
-    since = stillness.moment()
+    since = time.time()
     stillness.awake(nodes)
     context = kubeconfigs.write(taken.kubeconfig, taken.kubeconfig.read_text(encoding="utf-8"), cluster=name)
     mine = replace(

@@ -6,7 +6,6 @@ renewed theirs, so it is stopped first and let go last.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -53,11 +52,6 @@ def complete(kube: Kube, nodes: Sequence[Container], names: Sequence[str], *, si
     """
     wait_for(renewed(kube, names, since=since - _FRESH_SECONDS), within=_LEASE_SECONDS, what="word from every kubelet")
     _signal(nodes, "CONT")
-
-
-def moment() -> float:
-    """Now, in seconds since the epoch, as leases count."""
-    return time.time()
 
 
 def _signal(nodes: Sequence[Container], signal: str) -> None:
