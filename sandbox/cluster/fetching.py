@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sandbox import images
-from sandbox.cluster import addons, fleet, gpus, inner, making, snapshots
+from sandbox.cluster import addons, containers, fleet, gpus, inner, making, node_images, snapshots
 from sandbox.cluster.pool import leasing
 from sandbox.errors import ClusterError, SandboxError, UsageError
 from sandbox.progress import say
@@ -52,6 +52,7 @@ def fetch(order: Order, deployed: Mapping[str, Any], *, cold: bool = False, pool
     bare = content(order.spec, order.image, order.load, {})
     wanted = replace(bare, deployed=deployed)
     if pool and (leased := leasing.lease(order, wanted.key)) is not None:
+        node_images.load(containers.nodes(order.docker, order.name), [*order.load.values()])
         return leased
     if not enabled():
         return making.cold(order)

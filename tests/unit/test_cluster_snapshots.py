@@ -176,6 +176,18 @@ def test_without_a_snapshot_a_cluster_comes_cold_and_is_kept(ways: list[str]) ->
     assert ways[2:] == ["solo"]
 
 
+def test_a_leased_cluster_gets_the_images_it_was_not_prepared_with(
+    ways: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leased = put(FakeEngine())
+    loaded: list[list[str]] = []
+    monkeypatch.setattr(fetching.leasing, "lease", lambda *_: leased)
+    monkeypatch.setattr(fetching.containers, "nodes", lambda *_: ["node"])
+    monkeypatch.setattr(fetching.node_images, "load", lambda nodes, refs: loaded.append(refs))
+    assert fetching.fetch(order(load={"toolbox": "toolbox:1"}), {}) is leased
+    assert (loaded, ways) == ([["toolbox:1"]], [])
+
+
 def test_one_with_what_is_asked_for_comes_first_then_the_bare_one(ways: list[str]) -> None:
     kept({}, "bare")
     assert fetching.fetch(order(), SIM).origin.way == "snapshot"

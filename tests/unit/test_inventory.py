@@ -169,4 +169,5 @@ def test_what_cannot_be_seen_is_never_called_clean(tmp_path: Path, path: str, an
 
 
 def test_metrics_that_do_not_answer_yet_hide_nothing(tmp_path: Path) -> None:
-    taken(tmp_path, {}, group("metrics.k8s.io", ("v1beta1", []), fresh="Stale"))
+    found = taken(tmp_path, {MAPS: [MAP]}, group("metrics.k8s.io", ("v1beta1", []), fresh="Stale"))
+    assert [*found.objects] == ["v1/ConfigMap default/settings"]
