@@ -19,6 +19,7 @@ MAIN_SCENARIO = "scenarios/chaos/survive-a-lost-replica.yaml"
 
 def _install(session: nox.Session, extras: str = "dev") -> None:
     """Install the project with pinned versions; skipped in no time when nothing changed since the last time."""
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""  # else every command compiles all it loads, which takes two seconds
     wanted = hashlib.sha256()
     for name in ("pyproject.toml", "constraints.txt"):
         wanted.update((HERE / name).read_bytes())

@@ -5,7 +5,8 @@ Everything heavy is imported where it is used: this module is loaded into every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _CLUSTERS = pytest.StashKey["Clusters"]()
 _LEFT = pytest.StashKey[str]()
+_RUNS = pytest.StashKey[list[Path]]()
 _HOMES = pytest.StashKey[dict[Path, bool]]()
 _SUFFIXES = (".yaml", ".yml")
 
@@ -31,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--sandbox-keep", action="store_true", help="Leave clusters up when the tests have ended.")
     group.addoption("--sandbox-runs", default="runs", help="Folder that holds a folder per run (default: runs).")
     group.addoption("--sandbox-cluster", default=None, help="Run on a cluster of this name instead of the scenario's.")
+    group.addoption("--sandbox-html", action="store_true", help="Write report.html of passed tests' runs too.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,7 +41,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sandbox_cluster(shape): the cluster that `sandbox_cluster` brings up")
     config.addinivalue_line("markers", "sandbox_stack(name, **values): the stack that `sandbox_stack` deploys")
     config.stash[_HOMES] = {}
-    config.stash[_CLUSTERS] = Clusters(keep=bool(config.getoption("--sandbox-keep")))
+    config.stash[_CLUSTERS] = Clusters(
+        keep=bool(config.getoption("--sandbox-keep")),
+        name=config.getoption("--sandbox-cluster"),
+        worker=os.environ.get("PYTEST_XDIST_WORKER", ""),
+    )
     if config.pluginmanager.hasplugin("pytest_kubernetes") or config.pluginmanager.hasplugin("pytest-kubernetes"):
         # Registered after all entry points, so that its `k8s_manager` comes before pytest-kubernetes's own.
         from sandbox import pytest_k8s
@@ -121,8 +128,17 @@ class Clusters:
 
     _MOST = 2
 
-    def __init__(self, *, keep: bool) -> None:
+    def __init__(self, *, keep: bool, name: str | None = None, worker: str = "") -> None:
+        """Begin with none.
+
+        Args:
+            keep: leave them in the end.
+            name: what each is called; without it, as its shape.
+            worker: of pytest-xdist: processes do not share a cluster, so it follows the shape in the name.
+        """
         self._keep = keep
+        self._name = name
+        self._suffix = f"-{worker}" if worker else ""
         self._names: list[str] = []  # the one taken last at the end
         self._watch = ExitStack()
 
@@ -134,9 +150,13 @@ class Clusters:
         from sandbox.spec.cluster import ClusterSpec
 
         spec = find("clusters", shape, ClusterSpec, kind="cluster").model
-        chosen = name or spec.metadata.name
+        chosen = name or self.name(spec.metadata.name)
         self.take(chosen)
         return cluster.up(spec, name=chosen, owner=Owner.me())
+
+    def name(self, shape: str) -> str:
+        """What the session's cluster of that shape is called."""
+        return self._name or f"{shape}{self._suffix}"
 
     def take(self, name: str) -> None:
         """Note that a cluster of that name is going to be used; the one that was not for the longest may go for it."""
@@ -175,8 +195,9 @@ class ScenarioItem(pytest.Item):
 
     def runtest(self) -> None:
         """Run it on the session's cluster."""
-        outcome = run_scenario(self.config, self.path)
+        outcome = run_scenario(self, self.path)
         if outcome.results.verdict != "pass":
+            _write_html(self)
             raise NotHeldError(outcome.results, outcome.folder)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
@@ -207,17 +228,45 @@ class NotHeldError(AssertionError):
         self.results = results
 
 
-def run_scenario(config: pytest.Config, scenario: Path | str) -> Outcome:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Of a test that failed, write the pages of its runs: somebody is going to look."""
+    report = yield
+    if report.failed:
+        _write_html(item)
+    return report
+
+
+def _write_html(item: pytest.Item) -> None:
+    """Write report.html of the item's runs, where there is none; what cannot be written is said."""
+    from sandbox import suite
+    from sandbox.report.files import HTML
+
+    for folder in item.stash.get(_RUNS, []):
+        if not (folder / HTML).is_file():
+            with suppress(Exception):  # the test has failed already, and what for must be told
+                suite.rewrite(folder)
+
+
+def run_scenario(item: pytest.Item, scenario: Path | str) -> Outcome:
     """Run one scenario on the session's cluster of its shape; a pass that leaves no report is an error."""
     from sandbox import plan
     from sandbox.run import Options, execute
 
     (loaded,) = plan.load_all([str(scenario)])
+    config, clusters = item.config, item.config.stash[_CLUSTERS]
     name = config.getoption("--sandbox-cluster") or loaded.shape
     if loaded.cluster and loaded.cluster.provider == "kind":
-        config.stash[_CLUSTERS].take(name)
-    runs = Path(config.getoption("--sandbox-runs"))
-    outcome = execute(loaded, Options(runs=runs, cluster_name=name, keep_cluster=True))
+        name = clusters.name(loaded.shape)
+        clusters.take(name)
+    options = Options(
+        runs=Path(config.getoption("--sandbox-runs")),
+        cluster_name=name,
+        keep_cluster=True,
+        html=bool(config.getoption("--sandbox-html")),
+    )
+    outcome = execute(loaded, options)
+    item.stash.setdefault(_RUNS, []).append(outcome.folder)
     if isinstance(outcome.error, KeyboardInterrupt):
         raise outcome.error
     if outcome.error is not None and outcome.results.verdict == "pass":  # such as a report that could not be written
@@ -236,7 +285,7 @@ def sandbox_cluster(request: pytest.FixtureRequest, sandbox_clusters: Clusters) 
     """A real cluster, `solo` unless `@pytest.mark.sandbox_cluster("trio")` says otherwise; shared by the session."""
     marker = request.node.get_closest_marker("sandbox_cluster")
     shape = marker.args[0] if marker and marker.args else "solo"
-    return sandbox_clusters.up(shape, request.config.getoption("--sandbox-cluster"))
+    return sandbox_clusters.up(shape)
 
 
 @pytest.fixture
@@ -268,4 +317,4 @@ def sandbox_stack(request: pytest.FixtureRequest, sandbox_cluster: Cluster) -> I
 @pytest.fixture
 def sandbox_run(request: pytest.FixtureRequest) -> Callable[[Path | str], Results]:
     """Call it with a scenario's path or name; it answers with the judged results, whatever the verdict."""
-    return lambda scenario: run_scenario(request.config, scenario).results
+    return lambda scenario: run_scenario(request.node, scenario).results

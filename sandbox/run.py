@@ -48,6 +48,7 @@ class Options:
         allow_changes: leave to change a `provider: existing` cluster.
         cluster_name: another name for the cluster than its shape's, so that runs can be side by side.
         cold: make the cluster anew, and keep no snapshot.
+        html: write the page for people too; it takes three seconds, and can be written later from the timeline.
         baseline: the folder of an earlier run, for thresholds that are held against it.
     """
 
@@ -57,6 +58,7 @@ class Options:
     allow_changes: bool = False
     cluster_name: str | None = None
     cold: bool = False
+    html: bool = True
     baseline: Path | None = None
 
 
@@ -235,7 +237,7 @@ def judge(run: Run) -> None:
 def report(run: Run) -> None:
     """Everything a person or a CI job reads of this run."""
     if run.results is not None:
-        run.written = write_all(run.results, read(run.timeline.path), run.folder)
+        run.written = write_all(run.results, read(run.timeline.path), run.folder, html=run.options.html)
 
 
 PHASES: tuple[Callable[[Run], None], ...] = (preflight, up, deploy, verify, exercise, recover, judge, report)

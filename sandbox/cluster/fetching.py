@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sandbox.spec.cluster import ClusterSpec
 
 SWITCH = "SANDBOX_SNAPSHOTS"
+_REMOVE = "sandbox snapshot remove"
 
 
 def enabled() -> bool:
@@ -59,6 +60,9 @@ def fetch(order: Order, deployed: Mapping[str, Any], *, cold: bool = False, pool
     for key in dict.fromkeys([wanted.key, bare.key]):
         found = snapshots.find(key)
         if found is None:
+            continue
+        if why := snapshots.elsewhere(order.docker, found):  # where it was made it is as good as ever
+            say(f"{order.name}: not from snapshot {found.name}: {why}; for one of here: {_REMOVE} {found.name}")
             continue
         try:
             return snapshots.restore(order, found)

@@ -31,15 +31,16 @@ class Written(NamedTuple):
         return EnvironmentMissing(many, details=self.missing, fix=fix)
 
 
-def write_all(results: Results, events: Iterable[Event], folder: Path) -> Written:
+def write_all(results: Results, events: Iterable[Event], folder: Path, *, html: bool = True) -> Written:
     """Write `results.json`, `junit.xml`, `metrics.om`, `report.html` and, of a load, `load.json` into `folder`."""
     timeline = list(events)
     writers: dict[str, Callable[[Path], object]] = {
         RESULTS: lambda path: write_results(results, path),
         JUNIT: lambda path: write_junit(results, path),
         METRICS: lambda path: write_metrics(results, timeline, path),
-        HTML: lambda path: write_html(results, timeline, path),
     }
+    if html:
+        writers[HTML] = lambda path: write_html(results, timeline, path)
     if any(isinstance(event, LoadStarted | Request) for event in timeline):
         writers[LOAD] = lambda path: write_load(results, timeline, path)
     return write_each({folder / name: write for name, write in writers.items()})

@@ -27,8 +27,8 @@ GRANT = "test-grant"
 
 
 @pytest.fixture(scope="module")
-def guarded(sandbox_clusters: Clusters, pytestconfig: pytest.Config) -> Iterator[Guarded]:
-    cluster = sandbox_clusters.up("solo", pytestconfig.getoption("--sandbox-cluster"))
+def guarded(sandbox_clusters: Clusters) -> Iterator[Guarded]:
+    cluster = sandbox_clusters.up("solo")
     guardrail, stack = guardrails.load("tenant"), stacks.load("vllm-sim")
     refs = {name: image.ref for name, image in images.ensure([*guardrail.images, *stack.images]).items()}
     nodes.load_images(cluster, list(refs.values()))

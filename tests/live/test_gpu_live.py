@@ -67,8 +67,8 @@ def measured(record_property: Callable[[str, object], None]) -> Measured:
 
 
 @pytest.fixture(scope="module")
-def ground(sandbox_clusters: Clusters, pytestconfig: pytest.Config) -> Iterator[Ground]:
-    there = sandbox_clusters.up("solo-gpu", pytestconfig.getoption("--sandbox-cluster"))
+def ground(sandbox_clusters: Clusters) -> Iterator[Ground]:
+    there = sandbox_clusters.up("solo-gpu")
     kube = Kube.connect(there.kubeconfig, there.context)
     wanted: dict[str, dict[str, Any]] = {"prometheus": {}, "vllm-sim": {"gpus": 1, "interTokenLatency": "20ms"}}
     specs = {name: stacks.load(name) for name in wanted}

@@ -17,7 +17,7 @@ from sandbox.kube import Kube, Response, wait_for
 from sandbox.kube.conditions import finished, gone
 from sandbox.pytest_plugin import Clusters
 
-pytestmark = [pytest.mark.live, pytest.mark.alone]  # its cluster is of a shape of its own, and loses its GPUs
+pytestmark = pytest.mark.live
 
 DRY = [("dryRun", "All")]
 MERGE = {"Content-Type": "application/merge-patch+json"}
@@ -35,8 +35,8 @@ class Ground:
 
 
 @pytest.fixture(scope="module")
-def ground(sandbox_clusters: Clusters, pytestconfig: pytest.Config) -> Ground:
-    cluster = sandbox_clusters.up("trio-gpu", pytestconfig.getoption("--sandbox-cluster"))
+def ground(sandbox_clusters: Clusters) -> Ground:
+    cluster = sandbox_clusters.up("trio-gpu")
     admin = Kube.connect(cluster.kubeconfig, cluster.context)
     pods = sorted(admin.list("v1", "Pod", gpus.NAMESPACE), key=lambda pod: str(pod["spec"]["nodeName"]))
     first, second = (pod["spec"]["nodeName"] for pod in pods)

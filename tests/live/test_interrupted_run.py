@@ -45,9 +45,10 @@ slo:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> list[str]:
+def command(sandbox_cluster: Cluster, tmp_path: Path) -> list[str]:
     (tmp_path / "scenario.yaml").write_text(SCENARIO)
-    return [sys.executable, "-m", "sandbox", "run", str(tmp_path / "scenario.yaml"), "--runs", str(tmp_path)]
+    where = ("--runs", str(tmp_path), "--cluster-name", sandbox_cluster.name)
+    return [sys.executable, "-m", "sandbox", "run", str(tmp_path / "scenario.yaml"), *where]
 
 
 def under_load(runs: Path) -> Seen[Path]:
@@ -87,6 +88,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(
     assert kube.get("v1", "Namespace", "tenant-a") is not None
     (plan,) = load_all(["first-answer"])
     quick = plan.scenario.model_copy(update={"load": None, "slo": {}})
-    outcome = execute(replace(plan, scenario=quick), Options(runs=tmp_path / "next", keep_cluster=True))
+    options = Options(tmp_path / "next", keep_cluster=True, cluster_name=sandbox_cluster.name)
+    outcome = execute(replace(plan, scenario=quick), options)
     assert outcome.results.verdict == "pass", outcome.results.headline
     assert [space for space in ("inference", "tenant-a", "tenant-b") if kube.get("v1", "Namespace", space)] == []

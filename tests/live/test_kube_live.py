@@ -20,8 +20,8 @@ SPACE = "test-kube"
 
 
 @pytest.fixture(scope="module")
-def kube(sandbox_clusters: Clusters, pytestconfig: pytest.Config) -> Iterator[Kube]:
-    cluster = sandbox_clusters.up("solo", pytestconfig.getoption("--sandbox-cluster"))
+def kube(sandbox_clusters: Clusters) -> Iterator[Kube]:
+    cluster = sandbox_clusters.up("solo")
     nodes.load_images(cluster, [toolbox()])
     kube = Kube.connect(cluster.kubeconfig, cluster.context)
     kube.apply([namespaces.make(SPACE)])

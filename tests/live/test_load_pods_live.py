@@ -40,8 +40,8 @@ class Visitor(StreamingUser):
 
 
 @pytest.fixture(scope="module")
-def ground(sandbox_clusters: Clusters, pytestconfig: pytest.Config) -> Iterator[tuple[Kube, stacks.Deployed, str]]:
-    cluster: Cluster = sandbox_clusters.up("solo", pytestconfig.getoption("--sandbox-cluster"))
+def ground(sandbox_clusters: Clusters) -> Iterator[tuple[Kube, stacks.Deployed, str]]:
+    cluster: Cluster = sandbox_clusters.up("solo")
     refs = {name: image.ref for name, image in images.ensure(["vllm-sim", "load-worker"]).items()}
     nodes.load_images(cluster, list(refs.values()))
     kube = Kube.connect(cluster.kubeconfig, cluster.context)
@@ -153,11 +153,10 @@ def test_a_locustfile_goes_along_and_a_bad_one_is_refused(
 def test_pods_end_when_the_harness_is_killed(
     ground: tuple[Kube, stacks.Deployed, str],
     timeline: Timeline,
-    pytestconfig: pytest.Config,
     sandbox_clusters: Clusters,
 ) -> None:
     kube, deployed, image = ground
-    cluster = sandbox_clusters.up("solo", pytestconfig.getoption("--sandbox-cluster"))
+    cluster = sandbox_clusters.up("solo")
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"

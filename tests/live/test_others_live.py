@@ -37,7 +37,6 @@ from sandbox.spec.cluster import ClusterSpec
 
 pytestmark = [
     pytest.mark.live,
-    pytest.mark.alone,
     # docker-py leaves a socket to the garbage collector where an engine dies while it is being asked
     pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=[0-9]+, family=1:ResourceWarning"),
 ]

@@ -21,7 +21,7 @@ from sandbox.kube.preparation import Preparation
 from sandbox.spec import load
 from sandbox.spec.cluster import ClusterSpec
 
-pytestmark = [pytest.mark.live, pytest.mark.alone]
+pytestmark = pytest.mark.live
 
 NAME = f"live-leased-{os.getpid()}"
 SOLO = load(paths.catalogue("clusters")[0] / "solo.yaml", ClusterSpec).model

@@ -20,7 +20,7 @@ from sandbox.probes import promql
 from sandbox.pytest_plugin import Clusters
 from sandbox.spec.results import Results
 
-pytestmark = [pytest.mark.live, pytest.mark.alone]  # a run has the cluster to itself
+pytestmark = pytest.mark.live
 RBAC = "rbac.authorization.k8s.io/v1"
 DASHBOARD = json.loads((paths.shipped("stacks") / "prometheus/dashboards/gpu.json").read_text())
 SCENARIO = """\
@@ -42,8 +42,8 @@ validity: {client_lag: ["p(99)<=1s"], client_added: ["p(99)<=1s"]}
 
 
 @pytest.fixture(scope="module")
-def cluster(sandbox_clusters: Clusters, pytestconfig: pytest.Config) -> Cluster:
-    return sandbox_clusters.up("solo", pytestconfig.getoption("--sandbox-cluster"))
+def cluster(sandbox_clusters: Clusters) -> Cluster:
+    return sandbox_clusters.up("solo")
 
 
 @pytest.fixture(scope="module")

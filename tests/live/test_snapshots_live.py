@@ -25,7 +25,7 @@ from sandbox.kube.stacks import Deployed
 from sandbox.spec import load
 from sandbox.spec.cluster import ClusterSpec
 
-pytestmark = [pytest.mark.live, pytest.mark.alone]
+pytestmark = pytest.mark.live
 
 NAME = f"live-snap-{os.getpid()}"
 COPIES = [f"{NAME}-{letter}" for letter in "ab"]

@@ -21,8 +21,8 @@ Ground = tuple[Cluster, Kube, dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def ground(sandbox_clusters: Clusters, pytestconfig: pytest.Config) -> Ground:
-    cluster = sandbox_clusters.up("solo", pytestconfig.getoption("--sandbox-cluster"))
+def ground(sandbox_clusters: Clusters) -> Ground:
+    cluster = sandbox_clusters.up("solo")
     refs = {name: image.ref for name, image in images.ensure(["vllm-sim", "llama-cpp"]).items()}
     nodes.load_images(cluster, list(refs.values()))
     return cluster, Kube.connect(cluster.kubeconfig, cluster.context), refs

@@ -1,3 +1,3 @@
-"""Sabotaged twins: scenarios that must not pass. They are run by test_twins.py, never collected as tests themselves."""
+"""Sabotaged twins: scenarios that must not pass. No tests by themselves: tests/live/test_scenarios.py runs them."""
 
 collect_ignore_glob = ["*.yaml"]

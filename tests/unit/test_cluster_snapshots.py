@@ -158,6 +158,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(making, "cold", cold)
     monkeypatch.setattr(snapshots, "restore", restore)
     monkeypatch.setattr(snapshots, "save", save)
+    monkeypatch.setattr(snapshots, "elsewhere", lambda docker, found: "other engine" * ("theirs" in found.contents))
     return gone
 
 
@@ -207,6 +208,17 @@ def test_one_that_does_not_come_up_is_removed_and_the_next_way_is_gone(
     assert "did not come up" in capsys.readouterr().err
     fetching.fetch(order(), SIM)
     assert ways[4:] == ["solo"]
+
+
+def test_one_of_another_engine_is_passed_over_with_a_word_and_kept(
+    ways: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = kept(SIM, "theirs")
+    kept({}, "bare")
+    fetching.fetch(order(), SIM)
+    assert ways == ["bare"]
+    assert f"not from snapshot {theirs}: other engine" in capsys.readouterr().err
+    assert snapshots.get(theirs) is not None
 
 
 def test_cold_means_no_snapshot_is_used_and_none_kept(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,14 +39,21 @@ def ground(docker: DockerClient) -> dict[str, str]:
     }
 
 
-def misfit(docker: DockerClient, snapshot: Snapshot) -> str:
-    """Why a snapshot cannot be restored here and now; empty where it can."""
+def elsewhere(docker: DockerClient, snapshot: Snapshot) -> str:
+    """What is not here as it was where the snapshot was made; empty where all is. It may fit again later."""
     here = ground(docker)
     for name, then in snapshot.ground.items():
         if here.get(name) != then:
             now = here.get(name, "unknown")
             told = name in {"engine", "proxy settings"}
             return f"it was made with other {name}" if told else f"it was made with {name} {then}, here is {now}"
+    return ""
+
+
+def misfit(docker: DockerClient, snapshot: Snapshot) -> str:
+    """Why a snapshot cannot be restored here and now; empty where it can."""
+    if why := elsewhere(docker, snapshot):
+        return why
     age = time.time() - snapshot.created
     if age > _OLDEST_DAYS * 86400:
         return f"it is {age / 86400:.0f} days old, and its certificates end soon"
