@@ -40,6 +40,7 @@ app.add_typer(images_app, name="images")
 app.add_typer(pool_app, name="pool")
 app.add_typer(snapshot_app, name="snapshot")
 app.command()(load)
+_MIB, _GIB = 1 << 20, 1 << 30
 _TWO_HOURS = 120  # minutes
 errors_out = Console(stderr=True, highlight=False, soft_wrap=True)
 ShapeArgument = Annotated[str, typer.Argument(help="A shape: a name of clusters/, or the path of a file.")]
@@ -170,7 +171,7 @@ def status(
     """Say how clusters are doing. Looks only."""
     from sandbox import cluster
 
-    found = [cluster.status(name)] if name else cluster.list_clusters()
+    found = cluster.weighed([cluster.status(name)] if name else cluster.list_clusters())
     if output is Output.json:
         write_json(found)
     elif not found:
@@ -185,11 +186,18 @@ def status(
                     [node.name for node in each.nodes] + ([f"{each.simulated[1]} simulated"] * any(each.simulated))
                 ),
                 _since(each),
+                _size(each.memory),
+                _size(each.disk),
                 "; ".join(each.problems),
             )
             for each in found
         ]
-        out.print(table(("cluster", "state", "kubernetes", "nodes", "since", "problems"), rows))
+        out.print(table(("cluster", "state", "kubernetes", "nodes", "since", "memory", "disk", "problems"), rows))
+
+
+def _size(size: int | None) -> str:
+    """Bytes for people; empty where they are not known."""
+    return "" if size is None else f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"
 
 
 def _since(status: Status) -> str:

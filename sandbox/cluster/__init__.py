@@ -1,6 +1,7 @@
 """Clusters: made with kind or taken as they are, proven to be ours before they are changed, removed without a trace."""
 
 from sandbox.cluster.bringup import restore, up
+from sandbox.cluster.costs import weighed
 from sandbox.cluster.fetching import keep
 from sandbox.cluster.guard import prove_ours
 from sandbox.cluster.leftovers import reap
@@ -31,4 +32,5 @@ __all__ = [
     "restore",
     "status",
     "up",
+    "weighed",
 ]

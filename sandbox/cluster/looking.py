@@ -52,6 +52,8 @@ class Status:
     in_use: bool = False  # by a run
     came: str = ""  # `cold`, from a `snapshot`, or from the `pool`; empty for an existing one
     snapshot: str = ""  # the name of the one it came from
+    memory: int | None = None  # bytes; see `costs.weighed`
+    disk: int | None = None  # bytes
     simulated: tuple[int, int] = (0, 0)  # nodes that are objects only: how many are Ready, of how many
 
 
