@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import nox
@@ -30,6 +33,27 @@ def _install(session: nox.Session, extras: str = "dev") -> None:
     stamp.write_text(wanted.hexdigest())
 
 
+@contextmanager
+def _timed(session: nox.Session) -> Iterator[Callable[[str], AbstractContextManager[None]]]:
+    """Time what is named, and print all of it in the end, of a session that failed too."""
+    spent: dict[str, float] = {}
+
+    @contextmanager
+    def timed(what: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            spent[what] = time.monotonic() - begun
+
+    try:
+        yield timed
+    finally:
+        session.log("where the time went, in seconds:")
+        for what, seconds in [*spent.items(), ("all", sum(spent.values()))]:
+            session.log(f"  {what:<20}{seconds:>6.0f}")
+
+
 def _browser(session: nox.Session) -> None:
     """Chromium for looking at the report: Debian's own, where we may install it."""
     if any(map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))) or not shutil.which("apt-get"):
@@ -52,20 +76,28 @@ def sandbox(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test, the live ones on a real cluster included. `nox -s tests -- -k name` for some of them."""
-    _install(session)
-    _browser(session)
-    session.run("ruff", "check")
-    session.run("ruff", "format", "--check")
-    session.run("mypy")
-    session.run("sandbox", "prepare")
-    session.run("sandbox", "images", "ensure")
-    if session.posargs:
-        session.run("pytest", "tests", *session.posargs)
-        return
-    # First what waits more than it works, two files at a time; then what measures or shares a cluster, on its own.
-    beside = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
-    session.run("pytest", "tests", "-m", "not alone", *beside, "--durations=12")
-    session.run("pytest", "tests", "-m", "alone", "--durations=12")
+    with _timed(session) as spent:
+        with spent("installation"):
+            _install(session)
+            _browser(session)
+        with spent("style and types"):
+            session.run("ruff", "check")
+            session.run("ruff", "format", "--check")
+            session.run("mypy")
+        with spent("engine and images"):
+            session.run("sandbox", "prepare")
+            session.run("sandbox", "images", "ensure")
+        if session.posargs:
+            session.run("pytest", "tests", *session.posargs)
+            return
+        # First what waits more than it works, then loads in real time, then what nothing may run beside.
+        beside = ("--dist=loadfile", "--no-loadscope-reorder", "--durations=10")
+        with spent("tests side by side"):
+            session.run("pytest", "tests", "-m", "not alone and not realtime", "-n3", *beside)
+        with spent("tests in real time"):
+            session.run("pytest", "tests", "-m", "realtime", "-n2", *beside)
+        with spent("tests that measure"):
+            session.run("pytest", "tests", "-m", "alone", "--durations=10")
 
 
 @nox.session

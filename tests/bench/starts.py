@@ -209,19 +209,24 @@ def at_once(what: Preparation, count: int) -> float:
 
 def url_answers(one: Cluster) -> float:
     """Wait until vllm-sim answers on a node; seconds since the epoch when it did."""
-    kube = Kube.connect(one.kubeconfig, one.context)
-    (service,) = kube.list("v1", "Service", "inference")
-    url = f"http://{one.node_addresses[0]}:{service['spec']['ports'][0]['nodePort']}/v1/models"
-
-    def ask() -> Seen[None]:
-        try:
-            answer = httpx.get(url, trust_env=False, timeout=1)
-        except httpx.TransportError as error:
-            return Seen(False, None, str(error))
-        return Seen(answer.is_success, None, f"HTTP {answer.status_code}")
-
-    wait_for(ask, within=60, what=url)
+    url = url_of(one)
+    wait_for(lambda: asked(url), within=60, what=url)
     return time.time()
+
+
+def url_of(one: Cluster) -> str:
+    """Where vllm-sim of this cluster is asked for its models."""
+    (service,) = Kube.connect(one.kubeconfig, one.context).list("v1", "Service", "inference")
+    return f"http://{one.node_addresses[0]}:{service['spec']['ports'][0]['nodePort']}/v1/models"
+
+
+def asked(url: str) -> Seen[None]:
+    """One request; whether it was answered."""
+    try:
+        answer = httpx.get(url, trust_env=False, timeout=1)
+    except httpx.TransportError as error:
+        return Seen(False, None, str(error))
+    return Seen(answer.is_success, None, f"HTTP {answer.status_code}")
 
 
 def lease(what: Preparation) -> tuple[float, float]:
@@ -253,13 +258,10 @@ def after_a_pause(what: Preparation, seconds: float) -> tuple[float, str]:
         stillness.awake(nodes)
         first = url_answers(one) - begun
         stillness.complete(kube, nodes, one.node_names, since=begun)
-        lost = unready = 0
+        lost, unready, url = 0, 0, url_of(one)
         end = time.monotonic() + 60
         while time.monotonic() < end:
-            try:
-                url_answers(one)
-            except httpx.HTTPError:
-                lost += 1
+            lost += not asked(url).done
             unready += sum(not is_ready(pod) for pod in kube.list("v1", "Pod", "inference"))
             time.sleep(0.5)
         return first, f"{unready} times a pod not ready, {lost} requests lost in a minute"

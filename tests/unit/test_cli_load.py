@@ -16,7 +16,7 @@ import yaml
 from sandbox.load.golden import MODEL, Golden, GoldenSettings, golden
 from sandbox.plan import load_all
 
-pytestmark = pytest.mark.alone  # it measures
+pytestmark = pytest.mark.realtime  # it measures
 
 
 @pytest.fixture

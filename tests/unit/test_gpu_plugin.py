@@ -162,7 +162,7 @@ def test_what_a_cluster_file_promises_is_offered(group: dict[str, Any]) -> None:
     assert {name: len(each) for name, each in plugin.resources(node).items()} == promised_resources(promised)
 
 
-@pytest.mark.alone
+@pytest.mark.realtime
 def test_health_goes_both_ways_as_faults_come_are_taken_back_and_end() -> None:
     node = board(3)
     with plugged(node) as found:

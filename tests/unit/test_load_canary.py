@@ -17,7 +17,7 @@ from sandbox.spec.loadtest import Arrivals
 from sandbox.spec.profile import Profile
 from sandbox.timeline import ClientBeat, LoadFinished, Request, Timeline, read
 
-pytestmark = pytest.mark.alone  # clocks are compared
+pytestmark = pytest.mark.realtime  # clocks are compared
 
 PROFILE = Profile(
     kind="Profile",

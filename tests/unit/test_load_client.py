@@ -24,7 +24,7 @@ from sandbox.load.golden import MODEL, Golden, GoldenSettings, Kind, Served, gol
 from sandbox.load.reply import Reply
 from sandbox.load.transport import Limits
 
-pytestmark = pytest.mark.alone  # their clocks are compared
+pytestmark = pytest.mark.realtime  # their clocks are compared
 
 # Far above what a busy machine stalls for: nothing that should be `ok` comes near them.
 LIMITS = Limits(total=3.0, idle=2.0)

@@ -35,7 +35,7 @@ from sandbox.spec.loadtest import Arrivals
 from sandbox.spec.profile import Profile
 from sandbox.timeline import ClientBeat, Event, LoadFinished, LoadStarted, Note, Request, Timeline, read
 
-pytestmark = pytest.mark.alone  # their clocks are compared
+pytestmark = pytest.mark.realtime  # their clocks are compared
 
 PROFILE = Profile(
     kind="Profile",

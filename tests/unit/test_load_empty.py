@@ -70,7 +70,7 @@ def test_a_connection_is_kept_after_an_empty_answer() -> None:
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-@pytest.mark.alone
+@pytest.mark.realtime
 def test_a_planned_load_tells_empty_answers_apart(tmp_path: Path, timeline: Timeline, allowed: bool) -> None:
     profile = Profile.model_validate({**PROFILE.model_dump(by_alias=True), "allowEmpty": allowed})
     with golden(settings(tmp_path, tokens=0)) as server:
@@ -99,7 +99,7 @@ class Visitor(StreamingUser):
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-@pytest.mark.alone
+@pytest.mark.realtime
 def test_a_streaming_user_and_what_locust_is_told_tell_them_apart(
     tmp_path: Path, timeline: Timeline, allowed: bool
 ) -> None:

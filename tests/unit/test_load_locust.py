@@ -24,7 +24,7 @@ from sandbox.load.plan import LoadPlan
 from sandbox.spec.loadtest import Arrivals
 from sandbox.timeline import ClientBeat, Event, LoadFinished, LoadStarted, Note, Request, Timeline, read
 
-pytestmark = pytest.mark.alone  # they measure
+pytestmark = pytest.mark.realtime  # they measure
 
 ROOT = Path(__file__).parents[2]
 KINDS: list[Kind] = ["ok", "cut", "reset", "vanish", "malformed", "inband_error", "http_error", "filtered"]

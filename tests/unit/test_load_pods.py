@@ -93,7 +93,7 @@ def play(made: list[Line], wanted: LoadPlan, clocks: list[Clock]) -> float:
     return begun
 
 
-@pytest.mark.alone
+@pytest.mark.realtime
 def test_what_pods_write_arrives_whole_on_the_clock_of_the_run(here: Path) -> None:
     settings = GoldenSettings(first=0.03, gap=0.01, tokens=5, log=here / "golden.jsonl")
     with golden(settings) as server, Timeline(here / "timeline.jsonl") as timeline:
@@ -134,7 +134,7 @@ def test_the_clock_of_another_machine_is_estimated_and_how_well_is_said(
     assert order["plan"]["epoch_ns"] == timeline.epoch_ns + 1_000
 
 
-@pytest.mark.alone
+@pytest.mark.realtime
 def test_an_event_that_gets_lost_on_the_way_is_a_failure(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = GoldenSettings(first=0.03, gap=0.01, tokens=5, log=here / "golden.jsonl")
     with golden(settings) as server, Timeline(here / "timeline.jsonl") as timeline:

@@ -16,7 +16,7 @@ from sandbox.load.targets import Targets
 from sandbox.spec.loadtest import Arrivals
 from sandbox.timeline import Event, LoadFinished, Note, Timeline, read
 
-pytestmark = pytest.mark.alone  # they measure
+pytestmark = pytest.mark.realtime  # they measure
 
 VISITOR = """
 import time

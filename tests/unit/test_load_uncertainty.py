@@ -35,7 +35,7 @@ from sandbox.spec.loadtest import Arrivals
 from sandbox.spec.profile import Profile
 from sandbox.timeline import ClientBeat, Request, Timeline, read
 
-pytestmark = pytest.mark.alone  # clocks are compared
+pytestmark = pytest.mark.realtime  # clocks are compared
 
 PROGRAM = Path(__file__).with_name("watched_client.py")
 STALLS = [0.002, 0.01, 0.05, 0.12]
