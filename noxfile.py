@@ -132,6 +132,13 @@ def kills(session: nox.Session) -> None:
 
 
 @nox.session
+def stress(session: nox.Session) -> None:
+    """Six users at once lease clusters and give them back for five minutes: is each clean, and one's own?"""
+    _install(session)
+    session.run("python", "-m", "tests.stress", *session.posargs)
+
+
+@nox.session
 def mutate(session: nox.Session) -> None:
     """Bugs put in on purpose, in a copy: do the tests see them? Takes an hour, so not in CI; writes the figures."""
     _install(session, "dev,mutate")
