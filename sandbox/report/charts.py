@@ -19,6 +19,7 @@ from sandbox.report.drawing import (
     Chart,
     bands,
     labels,
+    layer,
     legend,
     outcome_colour,
     over_time,
@@ -71,11 +72,11 @@ def latency(found: Load, windows: Sequence[Window]) -> Chart | None:
     if failed:
         layers.append(_failures(series.ordered({failure.outcome for failure in failed})))
     layers += labels(found, windows)
-    chart = alt.layer(*layers).resolve_scale(color="independent", shape="independent")
+    chart = layer(*layers, independent=["color", "shape"])
     drawn = over_time(chart, found, _HEIGHT, x_title=None) if lower else over_time(chart, found, _HEIGHT)
     if lower:
-        per_token = alt.layer(*bands(found, windows), _points(lower, "lower", ["tpot"]))
-        drawn = alt.vconcat(drawn, over_time(per_token, found, _BELOW), spacing=14)
+        per_token = layer(*bands(found, windows), _points(lower, "lower", ["tpot"]))
+        drawn = {"vconcat": [drawn, over_time(per_token, found, _BELOW)], "spacing": 14}
     rug = [{"x": failure.x, "o": one_line(failure.outcome, CUT)} for failure in failed]
     return Chart(
         title="Latency over time",

@@ -13,6 +13,7 @@ from sandbox.report.drawing import (
     Chart,
     bands,
     labels,
+    layer,
     legend,
     outcome_colour,
     over_time,
@@ -45,7 +46,7 @@ def pace(found: Load, windows: Sequence[Window]) -> Chart | None:
     colours = [*(_LINES[name][0] for name in lines), *(["var(--o-dropped)"] if dropped else [])]
     layers = [*bands(found, windows), *([_dropped()] if dropped else [])]
     layers += [_paced(name, names, colours, peak) for name in reversed(lines)]  # asked over sent, with its gaps
-    chart = alt.layer(*layers, *labels(found, windows))
+    chart = layer(*layers, *labels(found, windows))
     return Chart(
         title="Rate asked and achieved",
         svg=svg(over_time(chart, found, 190), {**lines, "drops": dropped}),
@@ -67,11 +68,11 @@ def throughput(found: Load, windows: Sequence[Window]) -> Chart | None:
     height, below = 190, 110
     peak = max(sum(part.requests.values()) for part in made)
     tokens = any(part.tokens for part in made)
-    bars = alt.layer(*bands(found, windows), _bars(shown, peak), *labels(found, windows))
+    bars = layer(*bands(found, windows), _bars(shown, peak), *labels(found, windows))
     chart = over_time(bars, found, height, x_title=None) if tokens else over_time(bars, found, height)
     if tokens:
-        line = alt.layer(*bands(found, windows), _tokens())
-        chart = alt.vconcat(chart, over_time(line, found, below), spacing=14)
+        line = layer(*bands(found, windows), _tokens())
+        chart = {"vconcat": [chart, over_time(line, found, below)], "spacing": 14}
     steps = [{"x": part.start, "y": part.tokens} for part in made] + [{"x": made[-1].end, "y": made[-1].tokens}]
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     most = f"tokens at most {rate(max(part.tokens for part in made))} a second" if tokens else "no tokens came"

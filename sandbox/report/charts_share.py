@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from sandbox.report import series
-from sandbox.report.drawing import CUT, DASHES, WIDTH, Chart, legend, phase_colour, svg, time_axis
+from sandbox.report.drawing import CUT, DASHES, WIDTH, Chart, legend, phase_colour, spec, svg, time_axis
 from sandbox.report.series import Curve, Load
 from sandbox.report.text import enough, one_line, seconds, share
 from sandbox.spec.results import Window
@@ -41,7 +41,7 @@ def distribution(found: Load, windows: Sequence[Window]) -> Chart | None:
     ]
     return Chart(
         title="Latency distribution by phase",
-        svg=svg(alt.hconcat(*panels, spacing=24) if len(panels) > 1 else panels[0], _values(drawn)),
+        svg=svg({"hconcat": [spec(panel) for panel in panels], "spacing": 24}, _values(drawn)),
         says="Latency distribution by phase. Share of requests answered in time. " + "; ".join(told) + ".",
         caption=_caption(drawn),
         head=[

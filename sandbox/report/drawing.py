@@ -56,13 +56,53 @@ class Chart:
 _PLAIN = "format(datum.value, '~g')"
 
 
-def over_time(chart: Any, found: Load, height: int, x_title: str | None = "seconds since the load began") -> Any:
+Spec = dict[str, Any]  # a part of a Vega-Lite specification
+_OF_THE_WHOLE = {"$schema", "config"}
+_CONFIG: Spec = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "padding": 4,
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "var(--muted)",
+        "titleColor": "var(--muted)",
+        "titleFontWeight": "normal",
+        "domainColor": "var(--faint)",
+        "tickColor": "var(--faint)",
+        "gridColor": "var(--grid)",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titlePadding": 10,
+    },
+    "legend": {"labelColor": "var(--ink)", "labelFontSize": 12, "padding": 6},
+    "text": {"fontSize": 12},
+}
+
+
+def spec(part: Any) -> Spec:
+    """One chart of altair as a specification, or a specification as it is.
+
+    Charts are put together as specifications: altair would copy each of them a dozen times, which takes seconds.
+    """
+    if isinstance(part, dict):
+        return part
+    with alt.data_transformers.enable(consolidate_datasets=False):
+        return {key: value for key, value in part.to_dict().items() if key not in _OF_THE_WHOLE}
+
+
+def layer(*parts: Any, independent: Sequence[str] = (), **properties: Any) -> Spec:
+    """Charts over each other, the first beneath; `independent`: the scales that each has of its own."""
+    scales = {"resolve": {"scale": dict.fromkeys(independent, "independent")}} if independent else {}
+    return {"layer": [spec(part) for part in parts], **scales, **properties}
+
+
+def over_time(chart: Spec, found: Load, height: int, x_title: str | None = "seconds since the load began") -> Spec:
     """Give a layered chart over time its size and its x axis."""
     length = found.length or 1.0
     axis = alt.Axis(title=x_title, grid=False, tickCount=10, labelExpr=_PLAIN, labels=x_title is not None)
     scaled = alt.X("x:Q", axis=axis).scale(domain=[0, length], nice=False)
     anchor = alt.Chart(alt.InlineData(values=[{"x": 0}])).mark_point(opacity=0, aria=False).encode(x=scaled)
-    return alt.layer(anchor, chart).resolve_scale(color="independent").properties(width=WIDTH, height=height)
+    return layer(anchor, chart, independent=["color"], width=WIDTH, height=height)
 
 
 def bands(found: Load, windows: Sequence[Window]) -> list[Any]:
@@ -155,27 +195,9 @@ def phase_colour(name: str) -> str:
 
 
 def svg(chart: Any, rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Render a chart; `rows`: the data its `NamedData` names (altair would copy inline data dozens of times)."""
-    styled = (
-        chart.configure(background="transparent", font="system-ui, sans-serif", padding=4)
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor="var(--muted)",
-            titleColor="var(--muted)",
-            titleFontWeight="normal",
-            domainColor="var(--faint)",
-            tickColor="var(--faint)",
-            gridColor="var(--grid)",
-            labelFontSize=12,
-            titleFontSize=12,
-            titlePadding=10,
-        )
-        .configure_legend(labelColor="var(--ink)", labelFontSize=12, padding=6)
-        .configure_text(fontSize=12)
-    )
-    spec = styled.to_dict()
-    spec["datasets"] = {**spec.get("datasets", {}), **rows}
-    drawn = plain(vl_convert.vegalite_to_svg(spec, vl_version=_VERSION))
+    """Render a chart; `rows`: the data its `NamedData` names."""
+    whole = {"$schema": alt.SCHEMA_URL, "config": _CONFIG, "datasets": rows, **spec(chart)}
+    drawn = plain(vl_convert.vegalite_to_svg(whole, vl_version=_VERSION))
     size = re.search(r'width="(\d+)" height="(\d+)"', drawn)
     drawn = drawn.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
     if size:  # the page decides how wide; the viewBox keeps the shape
