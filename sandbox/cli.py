@@ -145,6 +145,22 @@ def gc(
         out.print(table(("kind", "would be removed" if dry_run else "removed", "why"), [*map(astuple, found)]))
 
 
+@app.command()
+def reset(name: NameArgument = "solo", output: OutputOption = Output.text) -> None:
+    """Bring a cluster back to what it held as it came up, proven by a look at all of it; else make it anew."""
+    from sandbox import cluster
+
+    with reaper.watch(), cluster.lease(name):  # not from under a run
+        done = cluster.renew(name)
+    if output is Output.json:
+        write_json(done)
+        return
+    for line in done.found:
+        out.print(f"  {line}", markup=False, soft_wrap=True)
+    words = "is as it came up" if done.way == "reset" else "could not be reset, and was made anew"
+    out.print(f"{name} {words}: {len(done.found)} things were not as they had been")
+
+
 @contextmanager
 def _kept_for_later(refused: list[SandboxError]) -> Iterator[None]:
     try:

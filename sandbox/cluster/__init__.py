@@ -8,6 +8,7 @@ from sandbox.cluster.looking import Status, current, kubeconfig, list_clusters, 
 from sandbox.cluster.owner import Owner
 from sandbox.cluster.proof import Proof, prove_all, prove_metrics, prove_network_policy, prove_storage
 from sandbox.cluster.record import Cluster, Node, lease
+from sandbox.cluster.reset import renew
 from sandbox.cluster.teardown import down
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "prove_ours",
     "prove_storage",
     "reap",
+    "renew",
     "restore",
     "status",
     "up",

@@ -15,10 +15,10 @@ from typing import Any, cast
 import pytest
 
 from sandbox.cluster import containers, guard, leftovers, looking, ownership, record, teardown, traces
+from sandbox.cluster.clean import Clean
 from sandbox.cluster.making import Order
 from sandbox.cluster.owner import Owner
 from sandbox.cluster.pool import entries, filling, leasing, stillness
-from sandbox.cluster.pool.entries import Clean
 from sandbox.cluster.record import Cluster, Node, Origin
 from sandbox.errors import ClusterError, EnvironmentMissing, UsageError
 from sandbox.kube import inventory
@@ -59,7 +59,7 @@ def pooled(engine: FakeEngine, name: str = "pool-1", *, since: float = 0.0, **ch
     cluster = replace(known, **(made | changes))
     record.save(cluster)
     cluster.kubeconfig.write_text(json.dumps(KUBECONFIG))
-    entries.write(name, replace(CLEAN, since=since or time.time()))
+    clean.write(name, replace(CLEAN, since=since or time.time()))
     return cluster
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sandbox.cluster import containers, guard, kubeconfigs, record, traces
+from sandbox.cluster import clean, containers, guard, kubeconfigs, record, traces
 from sandbox.cluster.pool import entries, stillness
 from sandbox.errors import ClusterError, SandboxError
 from sandbox.kube import Kube, inventory
@@ -51,14 +51,12 @@ def _handed_over(order: Order, taken: Cluster, key: str) -> Cluster:
     )
     kube = Kube.connect(mine.kubeconfig, context)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        held = pool.submit(inventory.take, kube)
+        held = pool.submit(inventory.everything, kube)
         guard.prove_ours(mine)
         stillness.complete(kube, nodes, mine.node_names, since=since)
         there = pool.submit(traces.take, nodes).result()
         now = held.result()
-    clean = entries.read(name)
-    dirty = inventory.difference(clean.inventory, now).words + traces.difference(clean.traces, there)
-    if dirty:
+    if dirty := clean.difference(clean.read(name), now, there):
         raise ClusterError("it is not as it was put into the pool", where=taken.held_as, details=dirty)
     record.save(mine)
     return mine
