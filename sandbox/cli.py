@@ -114,7 +114,7 @@ def down(
     with reaper.watch():
         for name in wanted:
             with _kept_for_later(refused), cluster.lease(name):  # not from under a run
-                removed[name] = cluster.down(name)
+                removed[name] = cluster.down(name) if all_ else cluster.release(name)
         if all_:  # what no record speaks of any more
             with _kept_for_later(refused):
                 leftovers = cluster.reap(strict=True)

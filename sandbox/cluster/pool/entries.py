@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from sandbox.cluster import clean, record, teardown
 from sandbox.cluster.owner import Owner
@@ -20,7 +20,9 @@ from sandbox.errors import ClusterError
 
 PREFIX = "pool-"
 OLDEST_HOURS = 24.0
+LOCK = "_pool"  # no cluster can have that name
 _LOCK_SECONDS = 60.0
+_FILL_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,34 @@ class Entry:
     @property
     def stale(self) -> bool:
         """Whether it is older than a day: its tokens and leases are."""
-        return time.time() - self.since > OLDEST_HOURS * 3600
+        return is_stale(self.since)
+
+
+def is_stale(since: float) -> bool:
+    """Whether a cluster that was prepared then is older than a day."""
+    return time.time() - since > OLDEST_HOURS * 3600
 
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """Hold the pool while something is taken from it. The lock goes with the process."""
-    with FileLock(record.root() / "pool.lock", timeout=_LOCK_SECONDS):
+    """Hold the pool while something is taken from it or put back. The lock goes with the process."""
+    with FileLock(record.root() / f"{LOCK}.lock", timeout=_LOCK_SECONDS):
         yield
+
+
+@contextmanager
+def filling() -> Iterator[None]:
+    """Fill the pool: one command at a time, so that together they do not make too many.
+
+    Raises:
+        ClusterError: another one has been at it for half an hour.
+    """
+    file = record.root() / f"{LOCK}-fill.lock"
+    try:
+        with FileLock(file, timeout=_FILL_SECONDS):
+            yield
+    except Timeout as error:
+        raise ClusterError("another command fills the pool", where="pool", fix=f"look: fuser {file}") from error
 
 
 def entries(key: str = "") -> list[Entry]:

@@ -6,14 +6,12 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from sandbox import images
 from sandbox.cluster import bringup, clean, containers, fetching, record, teardown
 from sandbox.cluster.owner import Owner
-from sandbox.cluster.pool import entries, stillness
+from sandbox.cluster.pool import entries, limits, stillness
 from sandbox.cluster.pool.entries import Entry
-from sandbox.errors import EnvironmentMissing, UsageError
+from sandbox.errors import UsageError
 from sandbox.host.engine import client
 from sandbox.kube import Kube
 from sandbox.progress import step
@@ -22,11 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandbox.kube.preparation import Preparation
-
-_GIB = 1 << 30
-_LEFT_GIB = 2.0
-# of a cluster that stands still, as measured: a control plane, each further node, each pod that serves
-_PLANE_GIB, _NODE_GIB, _STACK_GIB = 0.6, 0.2, 0.3
 
 
 def fill(what: Preparation, size: int, source: str = "") -> list[Entry]:
@@ -42,7 +35,7 @@ def fill(what: Preparation, size: int, source: str = "") -> list[Entry]:
 
     Raises:
         UsageError: the size is no number of clusters.
-        EnvironmentMissing: this machine would be left with less than 2 GiB of memory; nothing was made.
+        EnvironmentMissing: this machine would be left with too little memory or disk; nothing was made.
         ClusterError: one did not come up; those before it are in the pool.
     """
     if size < 1:
@@ -51,23 +44,12 @@ def fill(what: Preparation, size: int, source: str = "") -> list[Entry]:
     refs = {name: image.ref for name, image in images.ensure([*what.images]).items()}
     deployed = what.objects(refs)
     key = fetching.key(what.spec, deployed)
-    lacking = size - len(entries.entries(key))
-    _refuse_too_many(what, lacking)
-    for _ in range(lacking):
-        _put(what, refs, deployed, key, source)
+    with entries.filling():
+        lacking = size - len(entries.entries(key))
+        limits.refuse_too_many(what, lacking)
+        for _ in range(lacking):
+            _put(what, refs, deployed, key, source)
     return entries.entries(key)
-
-
-def _refuse_too_many(what: Preparation, count: int) -> None:
-    free = psutil.virtual_memory().available / _GIB
-    if count > 0 and free - count * _gib(what) < _LEFT_GIB:
-        most = max(0, int((free - _LEFT_GIB) / _gib(what)))
-        raise EnvironmentMissing(
-            f"{count} more clusters take about {count * _gib(what):.1f} GiB, and {free:.1f} GiB are free: "
-            f"less than {_LEFT_GIB:.0f} GiB would be left",
-            where="pool",
-            fix=f"make room, or prepare {most} more at most" if most else "make room: sandbox pool drain, sandbox down",
-        )
 
 
 def _put(what: Preparation, refs: Mapping[str, str], deployed: Mapping[str, Any], key: str, source: str) -> None:
@@ -90,8 +72,3 @@ def _put(what: Preparation, refs: Mapping[str, str], deployed: Mapping[str, Any]
     except BaseException:
         teardown.down(name)
         raise
-
-
-def _gib(what: Preparation) -> float:
-    """Memory that one of them takes, about."""
-    return _PLANE_GIB + _NODE_GIB * (len(what.spec.nodes) - 1) + _STACK_GIB * len(what.stacks)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from sandbox.cluster import bringup, clean, record, snapshots, teardown
 from sandbox.cluster.record import Cluster
-from sandbox.cluster.reset.resetting import Unclean, reset
+from sandbox.cluster.reset import Unclean, reset
 from sandbox.errors import UsageError
 from sandbox.progress import say, step
 from sandbox.spec.cluster import ClusterSpec
