@@ -115,7 +115,7 @@ def down(
     with reaper.watch():
         for name in wanted:
             with _kept_for_later(refused), cluster.lease(name):  # not from under a run
-                removed[name] = cluster.down(name)
+                removed[name] = cluster.down(name) if all_ else cluster.release(name)
         if all_:  # what no record speaks of any more
             with _kept_for_later(refused):
                 leftovers = cluster.reap(strict=True)
@@ -144,6 +144,22 @@ def gc(
         out.print("nothing is left behind")
     else:
         out.print(table(("kind", "would be removed" if dry_run else "removed", "why"), [*map(astuple, found)]))
+
+
+@app.command()
+def reset(name: NameArgument = "solo", output: OutputOption = Output.text) -> None:
+    """Bring a cluster back to what it held as it came up, proven by a look at all of it; else make it anew."""
+    from sandbox import cluster
+
+    with reaper.watch(), cluster.lease(name):  # not from under a run
+        done = cluster.renew(name)
+    if output is Output.json:
+        write_json(done)
+        return
+    for line in done.found:
+        out.print(f"  {line}", markup=False, soft_wrap=True)
+    words = "is as it came up" if done.way == "reset" else "could not be reset, and was made anew"
+    out.print(f"{name} {words}: {len(done.found)} things were not as they had been")
 
 
 @contextmanager

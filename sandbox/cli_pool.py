@@ -30,10 +30,10 @@ def pool_fill(
     """Prepare clusters and let them stand still, at low priority. `up`, `run` and pytest lease them in seconds."""
     from sandbox.cluster.pool import filling
 
-    prepared = _preparation(what)
+    prepared, source = _preparation(what)
     os.nice(_NICE)
     with reaper.watch():
-        filled = filling.fill(prepared, size)
+        filled = filling.fill(prepared, size, source)
     _show(filled, output)
 
 
@@ -57,8 +57,8 @@ def pool_drain(output: OutputOption = Output.text) -> None:
         out.print(f"{len(removed)} removed")
 
 
-def _preparation(what: str) -> Preparation:
-    """What is asked for by the name or path of a shape, or else of a scenario."""
+def _preparation(what: str) -> tuple[Preparation, str]:
+    """What is asked for by the name of a shape, or else of a scenario; and words that say so in any folder."""
     from sandbox import plan
     from sandbox.errors import UsageError
     from sandbox.kube.preparation import Preparation
@@ -66,13 +66,13 @@ def _preparation(what: str) -> Preparation:
     from sandbox.spec.cluster import ClusterSpec
 
     if what in names("clusters"):
-        return Preparation(find("clusters", what, ClusterSpec, kind="cluster").model)
+        return Preparation(find("clusters", what, ClusterSpec, kind="cluster").model), what
     loaded, *more = plan.load_all([what])
     if more:
         raise UsageError(f"are {len(more) + 1} scenarios", where=what, fix="name one of them")
     if loaded.preparation is None or loaded.preparation.spec.provider != "kind":
         raise UsageError("has no cluster of ours to prepare", where=what, fix="a scenario with a `cluster`, or a shape")
-    return loaded.preparation
+    return loaded.preparation, str(loaded.source.resolve())
 
 
 def _show(found: Sequence[Entry], output: Output) -> None:

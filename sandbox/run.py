@@ -145,7 +145,7 @@ def up(run: Run) -> None:
         cold=run.options.cold,
     )
     if run.cluster.owner == Owner.me() and not run.options.keep_cluster:
-        run.undo.callback(cluster.down, name)
+        run.undo.callback(cluster.release, name)
         run.cluster_goes = True
     run.untouched = run.cluster.created >= begun
     cluster.prove_ours(run.cluster)

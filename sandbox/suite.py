@@ -71,10 +71,10 @@ def _end(name: str) -> None:
 
 
 def release(name: str) -> None:
-    """Take a cluster down if it is this process's; one that was there before, or is kept, stays."""
+    """End a cluster if it is this process's; one that was there before, or is kept, stays."""
     known = record.find(name) if name else None
     if known is not None and known.owner == Owner.me():
-        cluster.down(name)
+        cluster.release(name)
 
 
 def leave(name: str) -> None:

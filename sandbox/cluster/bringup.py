@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox import images
 from sandbox.cluster import (
     addons,
+    clean,
     config,
     containers,
     existing,
@@ -25,7 +26,7 @@ from sandbox.cluster import (
 from sandbox.cluster.guard import prove_ours
 from sandbox.cluster.owner import Owner
 from sandbox.cluster.record import Cluster
-from sandbox.errors import UsageError
+from sandbox.errors import ClusterError, UsageError
 from sandbox.host.checks import require
 from sandbox.host.engine import client, identity
 from sandbox.host.preparing import prepare
@@ -94,7 +95,10 @@ def up(
                 require(engine)
                 config.check_ports(spec)
                 order = making.Order(docker, spec, chosen, owner, binary, refs["node"], ours, engine.cgroup)
-                return fetching.fetch(order, deployed or {}, cold=cold, pool=pool)
+                made = fetching.fetch(order, deployed or {}, cold=cold, pool=pool)
+                if owner is None and made.origin.way != "pool":
+                    _write_down(made)
+                return made
             kube = Kube.connect(running.kubeconfig, running.context)
             node_images.load(containers.nodes(docker, chosen), [*ours.values()])
             furnishing.furnish(kube, spec, len(running.nodes), ours)
@@ -130,7 +134,18 @@ def restore(name: str, cluster: str | None = None) -> Cluster:
         require(engine)
         config.check_ports(spec)
         order = making.Order(docker, spec, chosen, None, images.tool("kind"), saved.image, {}, engine.cgroup)
-        return snapshots.restore(order, saved)
+        made = snapshots.restore(order, saved)
+        _write_down(made)
+        return made
+
+
+def _write_down(made: Cluster) -> None:
+    """Write down what a cluster that stays holds, to be reset to."""
+    kube = Kube.connect(made.kubeconfig, made.context)
+    try:
+        clean.write(made.name, clean.take(kube, containers.nodes(client(), made.name), made.name))
+    except ClusterError as error:
+        say(f"{made.name}: cannot be reset later: {error}")
 
 
 def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | None, *, image: str) -> Cluster | None:

@@ -161,10 +161,10 @@ def _files() -> Iterator[Found]:
     for folder in (each for each in folders if each.is_dir()):
         for file in sorted(folder.iterdir()):
             owner = file.name.partition(".")[0]
-            there = (folder / owner).exists() or (folder / f"{owner}.json").exists()
+            there = owner.startswith(entries.LOCK) or (folder / owner).exists() or (folder / f"{owner}.json").exists()
             if file.suffix == ".new":
                 yield Garbage("file", file.name, "half-written"), partial(file.unlink, missing_ok=True)
-            elif file.suffix == ".lock" and not there and file.name != "pool.lock" and not record.taken(file):
+            elif file.suffix == ".lock" and not there and not record.taken(file):
                 yield Garbage("file", file.name, "a lock of what is no more"), _unlocker(file)
 
 

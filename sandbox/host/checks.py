@@ -256,15 +256,20 @@ def check_disk(engine: Engine) -> list[Check]:
     """Judge free space where images and caches go. Building from packages takes about 15 GB once."""
     cache = Path(os.environ.get("SANDBOX_CACHE_DIR") or user_cache_path(paths.APP))
     checks = [_disk("cache", _existing(cache), "sandbox images trim, or SANDBOX_CACHE_DIR=<a roomier folder>")]
-    if engine.state == "running":
-        # only of an engine on a socket of this machine, and seen from here: other folders of that name are not its
-        root = Path(engine.root) if engine.root and engine.url.startswith("unix://") else None
-        root = root if root and root == _existing(root) else None
-    else:
-        root = _existing(Home().data_root) if _linux() else None
+    planned = _existing(Home().data_root) if _linux() else None
+    root = engine_root(engine) if engine.state == "running" else planned
     if root:
         checks.append(_disk("engine", root, "docker system prune, or sandbox images trim"))
     return checks
+
+
+def engine_root(engine: Engine) -> Path | None:
+    """Where an engine that runs keeps its data; None where that is not on this machine.
+
+    Only of an engine on a socket of this machine, and seen from here: other folders of that name are not its.
+    """
+    root = Path(engine.root) if engine.root and engine.url.startswith("unix://") else None
+    return root if root and root == _existing(root) else None
 
 
 def _existing(place: Path) -> Path:

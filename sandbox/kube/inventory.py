@@ -17,29 +17,39 @@ from sandbox.kube.resources import Object, Resource
 _DISCOVERY = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 _AT_ONCE = 6
 _PAGE = "1000"
-# what comes and goes by itself, or tells of what is listed anyway
+# what tells of something that happened, or is measured
 _PASSING = {
-    ("", "Event"),
-    ("", "Endpoints"),
     ("", "ComponentStatus"),
+    ("", "Event"),
+    ("events.k8s.io", "Event"),
+    ("metrics.k8s.io", "NodeMetrics"),
+    ("metrics.k8s.io", "PodMetrics"),
+}
+# what controllers make of other objects and change all the time: one that none of them made counts, by its name
+_DERIVED = {
+    ("", "Endpoints"),
     ("apps", "ControllerRevision"),
     ("certificates.k8s.io", "CertificateSigningRequest"),
     ("coordination.k8s.io", "Lease"),
     ("discovery.k8s.io", "EndpointSlice"),
-    ("events.k8s.io", "Event"),
-    ("metrics.k8s.io", "NodeMetrics"),
-    ("metrics.k8s.io", "PodMetrics"),
     ("networking.k8s.io", "IPAddress"),
     ("resource.k8s.io", "ResourceSlice"),
     ("storage.k8s.io", "CSINode"),
     ("storage.k8s.io", "CSIStorageCapacity"),
 }
+_DERIVED_LABELS = (
+    "apiserver.kubernetes.io/identity",
+    "endpoints.kubernetes.io/managed-by",
+    "endpointslice.kubernetes.io/managed-by",
+    "ipaddress.kubernetes.io/managed-by",
+)
+_OF_KUBELETS = "kubernetes.io/kube-apiserver-client-kubelet"
 # a Secret of this type ends by itself after a day, and with it a signature in cluster-info
 _ENDING = "bootstrap.kubernetes.io/token"
 _SIGNED = ("v1/ConfigMap", "kube-public", "cluster-info")
 # of the API server and the controllers, beside what people asked for
-_KEPT_BY_SERVER = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "selfLink")
-_KEPT_BY_CONTROLLERS = (
+_KEPT_BY_SERVER = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "selfLink", "uid")
+KEPT_BY_CONTROLLERS = (
     "deployment.kubernetes.io/",
     "node.alpha.kubernetes.io/",
     "volumes.kubernetes.io/",
@@ -85,13 +95,20 @@ def take(kube: Kube) -> Inventory:
     Raises:
         ClusterError: a kind could not be listed: what is not seen cannot be called clean.
     """
+    return of(everything(kube))
+
+
+def of(things: Iterable[Object]) -> Inventory:
+    """The inventory of these objects."""
     found: dict[str, str] = {}
     pods: Counter[str] = Counter()
-    for thing in everything(kube):
+    for thing in things:
         if thing["kind"] == "Pod" and (owner := _owner(thing)):
             pods[owner] += 1
-        elif not _passes(thing):
-            found[name_of(thing)] = f"{thing['metadata']['uid']} {_asked(thing)}"
+        elif _group_kind(thing) in _DERIVED:
+            found[name_of(thing)] = ""
+        else:
+            found[name_of(thing)] = f"{thing['metadata']['uid']} {_hash(asked(thing))}"
     return Inventory(found, dict(pods))
 
 
@@ -118,7 +135,7 @@ def difference(before: Inventory, now: Inventory) -> Difference:
 
 
 def everything(kube: Kube) -> list[Object]:
-    """Every object that the server can list, those that come and go by themselves left out.
+    """Every object that the server can list, those that come and go by themselves left out; `managedFields`, too.
 
     Raises:
         ClusterError: names each kind that could not be listed.
@@ -130,7 +147,7 @@ def everything(kube: Kube) -> list[Object]:
         f"{each.api_version} {each.kind}" for each, there in zip(served, lists, strict=True) if there is None
     ]:
         raise ClusterError("not every kind could be listed", where=kube.server, details=unseen)
-    return [thing for there in lists for thing in there or []]
+    return [thing for there in lists for thing in there or [] if not _passes(thing)]
 
 
 def resources(kube: Kube) -> list[Resource]:
@@ -181,7 +198,9 @@ def _listed(kube: Kube, what: Resource) -> list[Object] | None:
         answer = kube.request("GET", what.path(), query=query)
         if not answer.ok or not isinstance(answer.body, dict):
             return None
-        items += [{**each, "apiVersion": what.api_version, "kind": what.kind} for each in answer.body["items"]]
+        for each in answer.body["items"]:
+            each["metadata"].pop("managedFields", None)
+            items.append({**each, "apiVersion": what.api_version, "kind": what.kind})
         page = answer.body["metadata"].get("continue", "")
         if not page:
             return items
@@ -196,18 +215,51 @@ def _owner(pod: Object) -> str:
     return ""
 
 
+def _group_kind(thing: Object) -> tuple[str, str]:
+    return thing["apiVersion"].rpartition("/")[0], thing["kind"]
+
+
 def _passes(thing: Object) -> bool:
     metadata = thing["metadata"]
     if (f"{thing['apiVersion']}/{thing['kind']}", metadata.get("namespace"), metadata["name"]) == _SIGNED:
         return True
+    if _group_kind(thing) in _DERIVED:
+        made = metadata.get("ownerReferences") or {*_DERIVED_LABELS} & {*(metadata.get("labels") or {})}
+        return bool(made) or (thing.get("spec") or {}).get("signerName") == _OF_KUBELETS
     return thing["kind"] == "Secret" and thing.get("type") == _ENDING
 
 
-def _asked(thing: Object) -> str:
-    """A hash of all that somebody asked for: no status, and nothing that server and controllers write of their own."""
+def asked(thing: Object) -> Object:
+    """All of an object that somebody asked for: no status, and nothing that server and controllers write of their own.
+
+    Of a node's status what it offers of extended resources stays, such as GPUs.
+    """
     metadata = {key: value for key, value in thing["metadata"].items() if key not in _KEPT_BY_SERVER}
     notes = metadata.get("annotations") or {}
-    metadata["annotations"] = {key: value for key, value in notes.items() if not key.startswith(_KEPT_BY_CONTROLLERS)}
+    metadata["annotations"] = {key: value for key, value in notes.items() if not key.startswith(KEPT_BY_CONTROLLERS)}
     rest = {key: value for key, value in thing.items() if key not in {"metadata", "status"}}
-    text = json.dumps([metadata, rest], sort_keys=True, default=str)
+    offered = {"offers": extended(thing)} if thing["kind"] == "Node" else {}
+    return {"metadata": metadata, **rest, **offered}
+
+
+def extended(node: Object) -> dict[str, str]:
+    """What a node offers beside what every node has: `nvidia.com/gpu`."""
+    offered = (node.get("status") or {}).get("allocatable") or {}
+    return {name: str(count) for name, count in offered.items() if "/" in name}
+
+
+def paths_changed(before: Any, now: Any, at: str = "") -> list[str]:
+    """Where two values differ, at most one level below a field of `metadata` and `spec`: `spec.taints`."""
+    if before == now:
+        return []
+    if not (isinstance(before, dict) and isinstance(now, dict)) or at.count(".") > 1:
+        return [at]
+    keys = sorted(before.keys() | now.keys())
+    return [
+        path for key in keys for path in paths_changed(before.get(key), now.get(key), f"{at}.{key}" if at else str(key))
+    ]
+
+
+def _hash(thing: Object) -> str:
+    text = json.dumps(thing, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -62,12 +62,20 @@ def remove(kube: Kube, names: Iterable[str], *, within: float = 90.0) -> None:
         ClusterError: one is not ours; nothing was deleted. Or a kind could not be looked at.
         DeadlineExceeded: one is still there; names what holds it.
     """
-    found = _ours(kube, names)
-    if not found:
+    end(kube, [space["metadata"]["name"] for space in _ours(kube, names)], within=within)
+
+
+def end(kube: Kube, names: Sequence[str], *, within: float = 90.0) -> None:
+    """As `remove`, whoever's they are: for a cluster that is in our hands as a whole.
+
+    Raises:
+        ClusterError: a kind could not be looked at.
+        DeadlineExceeded: one is still there; names what holds it.
+    """
+    if not names:
         return
     begun = time.monotonic()
     deadline = begun + within
-    names = [space["metadata"]["name"] for space in found]
     for name in names:  # first: nothing new is let in from here on, whatever a controller would make again
         kube.request("DELETE", kube.path(make(name)))
         kube.delete_all("v1", "Pod", name, grace=1)
@@ -83,7 +91,7 @@ def remove(kube: Kube, names: Iterable[str], *, within: float = 90.0) -> None:
             if time.monotonic() - begun < _ALONE_SECONDS:
                 empty = {**make(name), "spec": {"finalizers": []}}
                 kube.request("PUT", f"{kube.path(make(name))}/finalize", empty)
-    kube.delete(found, within=max(1.0, deadline - time.monotonic()))
+    kube.delete([make(name) for name in names], within=max(1.0, deadline - time.monotonic()))
 
 
 def _end_pods(kube: Kube, name: str) -> None:

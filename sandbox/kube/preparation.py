@@ -12,6 +12,8 @@ from sandbox.spec.cluster import ClusterSpec
 from sandbox.spec.guardrail import Guardrail
 from sandbox.spec.stack import Stack
 
+_MODELS = "/v1/models"  # of a stack that serves one
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -41,16 +43,19 @@ class Preparation:
         }
         return found | {each.metadata.name: stacks.render(each, values, images=refs) for each, values in self.stacks}
 
-    def deploy(self, kube: Kube, refs: Mapping[str, str], addresses: Sequence[str]) -> None:
+    def deploy(self, kube: Kube, refs: Mapping[str, str], addresses: Sequence[str]) -> list[str]:
         """Deploy it all, and wait until each answered.
+
+        Returns:
+            Where each stack answers with 200: a URL on the first node.
 
         Raises:
             ClusterError: as `guardrails.apply` and `stacks.deploy`.
         """
         for guardrail, values in self.guardrails:
             guardrails.apply(kube, guardrail, values, images=refs)
-        for stack, values in self.stacks:
-            stacks.deploy(kube, stack, values, images=refs, addresses=addresses)
+        made = [stacks.deploy(kube, stack, values, images=refs, addresses=addresses) for stack, values in self.stacks]
+        return [each.url + (stack.ready.path or _MODELS) for each, (stack, _) in zip(made, self.stacks, strict=True)]
 
     @property
     def words(self) -> str:

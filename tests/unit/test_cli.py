@@ -360,7 +360,8 @@ def test_kubeconfig_is_a_bare_path_for_shells(typed: Typed, monkeypatch: pytest.
 
 def test_down_removes_what_is_named_and_all_takes_leftovers_too(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "list_clusters", lambda: [SOLO])
-    monkeypatch.setattr(cluster, "down", lambda name: [f"record {name}"])
+    for end in ("down", "release"):
+        monkeypatch.setattr(cluster, end, lambda name: [f"record {name}"])
     monkeypatch.setattr(cluster, "reap", lambda *, strict: ["half-made"] * strict)
     assert typed("down", "trio")[:2] == (EXIT_PASS, "trio is down: 1 things removed\n")
     assert typed("down", "--all")[1] == "solo is down: 1 things removed\nhalf-made: removed, a leftover\n"
@@ -439,7 +440,8 @@ def test_down_of_several_goes_on_after_one_that_stays_and_its_exit_code_tells(
             raise stays[name]
         return [f"record {name}"]
 
-    monkeypatch.setattr(cluster, "down", down)
+    for end in ("down", "release"):
+        monkeypatch.setattr(cluster, end, down)
     monkeypatch.setattr(cluster, "list_clusters", lambda: [SimpleNamespace(name=each) for each in (*stays, "trio")])
     monkeypatch.setattr(cluster, "reap", lambda *, strict: [])
     code, said, err = typed("down", "--all")

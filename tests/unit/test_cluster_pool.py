@@ -14,11 +14,11 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.cluster import containers, guard, leftovers, looking, ownership, record, teardown, traces
+from sandbox.cluster import clean, containers, guard, leftovers, looking, ownership, record, teardown, traces
+from sandbox.cluster.clean import Clean
 from sandbox.cluster.making import Order
 from sandbox.cluster.owner import Owner
-from sandbox.cluster.pool import entries, filling, leasing, stillness
-from sandbox.cluster.pool.entries import Clean
+from sandbox.cluster.pool import entries, filling, leasing, limits, stillness
 from sandbox.cluster.record import Cluster, Node, Origin
 from sandbox.errors import ClusterError, EnvironmentMissing, UsageError
 from sandbox.kube import inventory
@@ -59,7 +59,7 @@ def pooled(engine: FakeEngine, name: str = "pool-1", *, since: float = 0.0, **ch
     cluster = replace(known, **(made | changes))
     record.save(cluster)
     cluster.kubeconfig.write_text(json.dumps(KUBECONFIG))
-    entries.write(name, replace(CLEAN, since=since or time.time()))
+    clean.write(name, replace(CLEAN, since=since or time.time()))
     return cluster
 
 
@@ -145,7 +145,8 @@ def handed(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespa
 
     monkeypatch.setattr(stillness, "awake", lambda nodes: there.done.append("awake"))
     monkeypatch.setattr(stillness, "complete", lambda *_, **__: there.done.append("complete"))
-    monkeypatch.setattr(inventory, "take", lambda _: there.inventory)
+    monkeypatch.setattr(inventory, "everything", lambda _: [])
+    monkeypatch.setattr(inventory, "of", lambda _: there.inventory)
     monkeypatch.setattr(traces, "take", lambda _: there.traces)
     monkeypatch.setattr(guard, "prove_ours", prove)
     monkeypatch.setattr(leasing.Kube, "connect", lambda *_: None)
@@ -216,12 +217,12 @@ def test_traces_of_two_looks_differ_by_what_came_and_went() -> None:
 
 def test_a_node_that_does_not_tell_is_never_called_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     node = cast("Any", SimpleNamespace(name="n1"))
-    for answer in ((1, "files of /var 1"), (0, ""), (0, "process kubelet"), (-1, "no such container")):
+    for answer in ((1, "files of /usr 1"), (0, ""), (0, "process kubelet"), (-1, "no such container")):
         monkeypatch.setattr(containers, "run", lambda *_, answer=answer: answer)
         with pytest.raises(ClusterError, match="does not tell"):
             traces.take([node])
-    monkeypatch.setattr(containers, "run", lambda *_: (0, "process a\nfiles of /var 1\n"))
-    assert traces.take([node]) == {"n1": ["files of /var 1", "process a"]}
+    monkeypatch.setattr(containers, "run", lambda *_: (0, "process a\nfiles of /usr 1\n"))
+    assert traces.take([node]) == {"n1": ["files of /usr 1", "process a"]}
 
 
 def test_the_controllers_stop_first_and_go_on_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,13 +267,14 @@ def test_a_controller_that_cannot_be_stopped_is_an_error(monkeypatch: pytest.Mon
 @pytest.fixture
 def machine(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A machine with so many GiB free, where preparing one puts it into the pool."""
-    free = SimpleNamespace(gib=8.0, made=0)
+    free = SimpleNamespace(gib=8.0, disk=50.0, made=0)
 
-    def prepare(what: Preparation, refs: object, deployed: object, key: str) -> None:
+    def prepare(what: Preparation, refs: object, deployed: object, key: str, source: str) -> None:
         free.made += 1
         pooled(engine, f"pool-new{free.made}", pooled=key)
 
-    monkeypatch.setattr(filling.psutil, "virtual_memory", lambda: SimpleNamespace(available=free.gib * (1 << 30)))
+    monkeypatch.setattr(limits, "disk_free", lambda: free.disk)
+    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: SimpleNamespace(available=free.gib * (1 << 30)))
     monkeypatch.setattr(filling.images, "ensure", lambda names: {})
     monkeypatch.setattr(filling.fetching, "key", lambda *_: KEY)
     monkeypatch.setattr(filling, "_put", prepare)

@@ -101,13 +101,13 @@ def test_what_cannot_be_removed_is_an_error_and_stops_nothing_else(
 
 def test_locks_of_what_is_there_or_held_stay(engine: FakeEngine) -> None:
     put(engine)
-    for name in ("solo.lock", "solo.run.lock", "pool.lock", "trio.run.lock"):
+    for name in ("solo.lock", "solo.run.lock", "_pool.lock", "trio.run.lock"):
         (record.root() / name).touch()
     (record.root() / "solo.json.new").touch()
     with record.lease("trio"):
         assert found() == {("file", "solo.json.new")}
     assert found() == {("file", "trio.run.lock")}
-    assert {each.name for each in record.root().iterdir()} == {"solo", "solo.lock", "solo.run.lock", "pool.lock"}
+    assert {each.name for each in record.root().iterdir()} == {"solo", "solo.lock", "solo.run.lock", "_pool.lock"}
 
 
 def test_who_waits_for_a_lock_that_is_removed_still_shuts_others_out(engine: FakeEngine) -> None:

@@ -191,7 +191,7 @@ def test_only_a_cluster_that_this_process_made_is_taken_down(
 ) -> None:
     downs: list[str] = []
     monkeypatch.setattr(suite.record, "find", lambda name: Recorded(owner))
-    monkeypatch.setattr(suite.cluster, "down", downs.append)
+    monkeypatch.setattr(suite.cluster, "release", downs.append)
     suite.release("solo")
     assert bool(downs) == removed
 

@@ -71,7 +71,7 @@ def executed(plan: Plan, done: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     deployed = stacks.Deployed("llama-cpp", "inference", "m", "http://x", ())
     monkeypatch.setattr(run, "preflight", lambda run: None)
     monkeypatch.setattr(run.cluster, "up", up)
-    monkeypatch.setattr(run.cluster, "down", note("down"))
+    monkeypatch.setattr(run.cluster, "release", note("down"))
     monkeypatch.setattr(run.cluster, "keep", note("kept"))
     monkeypatch.setattr(run.cluster, "prove_ours", note("proven ours"))
     monkeypatch.setattr(run.Kube, "connect", lambda *_: SimpleNamespace(version="v1"))

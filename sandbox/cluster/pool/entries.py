@@ -1,29 +1,28 @@
 """What is in the pool: clusters with a record of their own that belong to nobody and whose nodes are paused.
 
 Such a record says what is in the cluster (`pooled`), and `clean.json` beside it what the cluster held as it was put
-into the pool. Whoever takes one holds the pool's lock while it changes hands.
+into the pool, see sandbox/cluster/clean.py. Whoever takes one holds the pool's lock while it changes hands.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from sandbox.cluster import record, teardown
+from sandbox.cluster import clean, record, teardown
 from sandbox.cluster.owner import Owner
 from sandbox.cluster.record import Cluster
-from sandbox.cluster.traces import Traces
 from sandbox.errors import ClusterError
-from sandbox.kube.inventory import Inventory
 
 PREFIX = "pool-"
 OLDEST_HOURS = 24.0
+LOCK = "_pool"  # no cluster can have that name
 _LOCK_SECONDS = 60.0
+_FILL_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -45,24 +44,34 @@ class Entry:
     @property
     def stale(self) -> bool:
         """Whether it is older than a day: its tokens and leases are."""
-        return time.time() - self.since > OLDEST_HOURS * 3600
+        return is_stale(self.since)
 
 
-@dataclass(frozen=True)
-class Clean:
-    """What a cluster held as it was put into the pool: in its API, and on its nodes."""
-
-    contents: str
-    since: float
-    inventory: Inventory
-    traces: Traces
+def is_stale(since: float) -> bool:
+    """Whether a cluster that was prepared then is older than a day."""
+    return time.time() - since > OLDEST_HOURS * 3600
 
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """Hold the pool while something is taken from it. The lock goes with the process."""
-    with FileLock(record.root() / "pool.lock", timeout=_LOCK_SECONDS):
+    """Hold the pool while something is taken from it or put back. The lock goes with the process."""
+    with FileLock(record.root() / f"{LOCK}.lock", timeout=_LOCK_SECONDS):
         yield
+
+
+@contextmanager
+def filling() -> Iterator[None]:
+    """Fill the pool: one command at a time, so that together they do not make too many.
+
+    Raises:
+        ClusterError: another one has been at it for half an hour.
+    """
+    file = record.root() / f"{LOCK}-fill.lock"
+    try:
+        with FileLock(file, timeout=_FILL_SECONDS):
+            yield
+    except Timeout as error:
+        raise ClusterError("another command fills the pool", where="pool", fix=f"look: fuser {file}") from error
 
 
 def entries(key: str = "") -> list[Entry]:
@@ -72,8 +81,8 @@ def entries(key: str = "") -> list[Entry]:
         with suppress(ClusterError):
             known = record.find(name)
             if known is not None and known.pooled and known.owner is None and key in {"", known.pooled}:
-                clean = read(name)
-                found.append(Entry(name, known.pooled, clean.contents, clean.since))
+                there = clean.read(name)
+                found.append(Entry(name, known.pooled, there.contents, there.since))
     return sorted(found, key=lambda entry: entry.since)
 
 
@@ -117,30 +126,6 @@ def take(key: str, name: str) -> Cluster | None:
             record.hand_over(entry.name, name)
             return record.find(name)
     return None
-
-
-def write(name: str, clean: Clean) -> None:
-    """Note what a cluster holds as it is put into the pool."""
-    data = {
-        "contents": clean.contents,
-        "since": clean.since,
-        "inventory": {"objects": {**clean.inventory.objects}, "pods": {**clean.inventory.pods}},
-        "traces": {node: [*lines] for node, lines in clean.traces.items()},
-    }
-    (record.home(name) / "clean.json").write_text(json.dumps(data), encoding="utf-8")
-
-
-def read(name: str) -> Clean:
-    """What a cluster held as it was put into the pool.
-
-    Raises:
-        ClusterError: it is not known; such a cluster is nobody's.
-    """
-    try:
-        data = json.loads((record.home(name) / "clean.json").read_text(encoding="utf-8"))
-        return Clean(data["contents"], data["since"], Inventory(**data["inventory"]), data["traces"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ClusterError("it is not known what was in it", where=name, fix=f"sandbox down {name}") from error
 
 
 def _taken(known: Cluster) -> Cluster:

@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from sandbox import images
-from sandbox.cluster import bringup, containers, fetching, record, teardown, traces
+from sandbox.cluster import bringup, clean, containers, fetching, record, teardown
 from sandbox.cluster.owner import Owner
-from sandbox.cluster.pool import entries, stillness
-from sandbox.cluster.pool.entries import Clean, Entry
-from sandbox.errors import EnvironmentMissing, UsageError
+from sandbox.cluster.pool import entries, limits, stillness
+from sandbox.cluster.pool.entries import Entry
+from sandbox.errors import UsageError
 from sandbox.host.engine import client
-from sandbox.kube import Kube, inventory
+from sandbox.kube import Kube
 from sandbox.progress import step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandbox.cluster.record import Cluster
     from sandbox.kube.preparation import Preparation
 
-_GIB = 1 << 30
-_LEFT_GIB = 2.0
-# of a cluster that stands still, as measured: a control plane, each further node, each pod that serves
-_PLANE_GIB, _NODE_GIB, _STACK_GIB = 0.6, 0.2, 0.3
 
-
-def fill(what: Preparation, size: int) -> list[Entry]:
+def fill(what: Preparation, size: int, source: str = "") -> list[Entry]:
     """Put clusters into the pool until `size` of this kind are there.
+
+    Args:
+        what: is in them.
+        size: how many there are to be.
+        source: what was asked for, as a scenario's path or a shape's name: the pool is filled again with it.
 
     Returns:
         Those of this kind.
 
     Raises:
         UsageError: the size is no number of clusters.
-        EnvironmentMissing: this machine would be left with less than 2 GiB of memory; nothing was made.
+        EnvironmentMissing: this machine would be left with too little memory or disk; nothing was made.
         ClusterError: one did not come up; those before it are in the pool.
     """
     if size < 1:
@@ -48,26 +44,15 @@ def fill(what: Preparation, size: int) -> list[Entry]:
     refs = {name: image.ref for name, image in images.ensure([*what.images]).items()}
     deployed = what.objects(refs)
     key = fetching.key(what.spec, deployed)
-    lacking = size - len(entries.entries(key))
-    _refuse_too_many(what, lacking)
-    for _ in range(lacking):
-        _put(what, refs, deployed, key)
+    with entries.filling():
+        lacking = size - len(entries.entries(key))
+        limits.refuse_too_many(what, lacking)
+        for _ in range(lacking):
+            _put(what, refs, deployed, key, source)
     return entries.entries(key)
 
 
-def _refuse_too_many(what: Preparation, count: int) -> None:
-    free = psutil.virtual_memory().available / _GIB
-    if count > 0 and free - count * _gib(what) < _LEFT_GIB:
-        most = max(0, int((free - _LEFT_GIB) / _gib(what)))
-        raise EnvironmentMissing(
-            f"{count} more clusters take about {count * _gib(what):.1f} GiB, and {free:.1f} GiB are free: "
-            f"less than {_LEFT_GIB:.0f} GiB would be left",
-            where="pool",
-            fix=f"make room, or prepare {most} more at most" if most else "make room: sandbox pool drain, sandbox down",
-        )
-
-
-def _put(what: Preparation, refs: Mapping[str, str], deployed: Mapping[str, Any], key: str) -> None:
+def _put(what: Preparation, refs: Mapping[str, str], deployed: Mapping[str, Any], key: str, source: str) -> None:
     """Prepare one; until it stands still it is this process's, and goes with it."""
     name = f"{entries.PREFIX}{uuid.uuid4().hex[:8]}"
     try:
@@ -76,22 +61,14 @@ def _put(what: Preparation, refs: Mapping[str, str], deployed: Mapping[str, Any]
                 what.spec, name=name, app_images=what.images, owner=Owner.me(), deployed=deployed, pool=False
             )
             kube = Kube.connect(made.kubeconfig, made.context)
-            what.deploy(kube, refs, made.node_addresses)
+            urls = what.deploy(kube, refs, made.node_addresses)
             if deployed:
                 fetching.keep(made, what.spec, deployed)
-            _let_stand(made, kube, what.words, key)
+            nodes = containers.nodes(client(), name)
+            endpoints = [url.partition("://")[2].partition(":")[2] for url in urls]
+            clean.write(name, clean.take(kube, nodes, what.words, endpoints=endpoints, source=source))
+            stillness.still(nodes)
+            record.save(replace(made, owner=None, pooled=key))
     except BaseException:
         teardown.down(name)
         raise
-
-
-def _let_stand(made: Cluster, kube: Kube, words: str, key: str) -> None:
-    nodes = containers.nodes(client(), made.name)
-    entries.write(made.name, Clean(words, time.time(), inventory.take(kube), traces.take(nodes)))
-    stillness.still(nodes)
-    record.save(replace(made, owner=None, pooled=key))
-
-
-def _gib(what: Preparation) -> float:
-    """Memory that one of them takes, about."""
-    return _PLANE_GIB + _NODE_GIB * (len(what.spec.nodes) - 1) + _STACK_GIB * len(what.stacks)

@@ -7,13 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sandbox.cluster import containers, guard, kubeconfigs, record, traces
-from sandbox.cluster.pool import entries, stillness
+from sandbox.cluster import clean, containers, guard, kubeconfigs, record, traces
+from sandbox.cluster.pool import entries, refilling, stillness
 from sandbox.errors import ClusterError, SandboxError
 from sandbox.kube import Kube, inventory
 from sandbox.progress import say, step
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from docker.models.containers import Container
+
     from sandbox.cluster.making import Order
     from sandbox.cluster.record import Cluster
 
@@ -26,7 +30,7 @@ def lease(order: Order, key: str) -> Cluster | None:
     """
     while (taken := entries.take(key, order.name)) is not None:
         try:
-            with step(f"{order.name}: lease {taken.held_as} from the pool"):
+            with step(f"{order.name}: lease {taken.held_as} from the pool"), containers.engine_errors(taken.held_as):
                 return _handed_over(order, taken, key)
         except SandboxError as error:
             say(f"{order.name}: {taken.held_as} is not handed out, and removed: {error}")
@@ -38,6 +42,7 @@ def _handed_over(order: Order, taken: Cluster, key: str) -> Cluster:
     """Let it go on, see that it is as it was, and write down whose it is."""
     name = order.name
     nodes = containers.nodes(order.docker, name)
+    _refuse_dead(taken, nodes)
     since = time.time()
     stillness.awake(nodes)
     context = kubeconfigs.write(taken.kubeconfig, taken.kubeconfig.read_text(encoding="utf-8"), cluster=name)
@@ -51,17 +56,25 @@ def _handed_over(order: Order, taken: Cluster, key: str) -> Cluster:
     )
     kube = Kube.connect(mine.kubeconfig, context)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        held = pool.submit(inventory.take, kube)
+        held = pool.submit(inventory.everything, kube)
         guard.prove_ours(mine)
         stillness.complete(kube, nodes, mine.node_names, since=since)
         there = pool.submit(traces.take, nodes).result()
         now = held.result()
-    clean = entries.read(name)
-    dirty = inventory.difference(clean.inventory, now).words + traces.difference(clean.traces, there)
-    if dirty:
+    before = clean.read(name)
+    if dirty := clean.difference(before, now, there):
         raise ClusterError("it is not as it was put into the pool", where=taken.held_as, details=dirty)
     record.save(mine)
+    refilling.at_the_end(key, before.source)
     return mine
+
+
+def _refuse_dead(taken: Cluster, nodes: Sequence[Container]) -> None:
+    """Check that every node is there to go on: no use in waiting for the API server of one that died."""
+    found = {str(each.id): str(each.status) for each in nodes}
+    states = {each.name: found.get(each.container, "gone") for each in taken.nodes}
+    if dead := [f"{name} is {state}" for name, state in states.items() if state not in {"paused", "running"}]:
+        raise ClusterError("it died in the pool", where=taken.held_as, details=dead)
 
 
 def _throw_away(order: Order) -> None:
