@@ -70,7 +70,7 @@ def our_up(toolbox: str) -> tuple[float, float]:
     spec = find("clusters", "solo", ClusterSpec, kind="cluster").model
     try:
         begun = time.monotonic()
-        made = cluster.up(spec, name=OURS, app_images=["toolbox"])
+        made = cluster.up(spec, name=OURS, app_images=["toolbox"], cold=True)
         kube = Kube.connect(made.kubeconfig, made.context)
         answering(kube, toolbox)
         took = time.monotonic() - begun

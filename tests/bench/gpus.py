@@ -151,7 +151,7 @@ def fleet(_: int) -> list[Row]:
     plan = load_all([str(folder / "pods.yaml")])[0]
     try:
         begun = time.monotonic()
-        cluster.up(spec, name=name, app_images=["toolbox"])
+        cluster.up(spec, name=name, app_images=["toolbox"], cold=True)
         up = time.monotonic() - begun
         outcome = execute(plan, Options(runs=folder, cluster_name=name, keep_cluster=True))
     finally:
