@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -14,53 +13,24 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.cluster import clean, containers, guard, leftovers, looking, ownership, record, teardown, traces
-from sandbox.cluster.clean import Clean
+from sandbox.cluster import containers, guard, leftovers, looking, ownership, record, teardown, traces
 from sandbox.cluster.making import Order
 from sandbox.cluster.owner import Owner
 from sandbox.cluster.pool import entries, filling, leasing, limits, stillness
-from sandbox.cluster.record import Cluster, Node, Origin
+from sandbox.cluster.record import Cluster
 from sandbox.errors import ClusterError, EnvironmentMissing, UsageError
 from sandbox.kube import inventory
 from sandbox.kube.inventory import Inventory
 from sandbox.kube.preparation import Preparation
-from tests.unit.container_engine import SPEC, FakeContainer, FakeEngine, FakeNetwork, installed, put
+from tests.unit.container_engine import SPEC, FakeEngine, installed
+from tests.unit.pooled import CLEAN, KEY, NODE, pooled
 
-KEY = "k1"
-HELD, NODE = Inventory({"v1/ConfigMap a/b": "u h"}), "pool-1-control-plane"
-CLEAN = Clean("solo with sim", 0.0, HELD, {NODE: ["process kubelet"]})
-KUBECONFIG = {
-    "clusters": [{"name": "kind-pool-1", "cluster": {"server": "https://127.0.0.1:41"}}],
-    "users": [{"name": "kind-pool-1", "user": {}}],
-    "contexts": [{"name": "kind-pool-1", "context": {"cluster": "kind-pool-1", "user": "kind-pool-1"}}],
-}
 GONE = Owner(os.getpid(), -1.0)
 
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     return installed(tmp_path, monkeypatch)
-
-
-def pooled(engine: FakeEngine, name: str = "pool-1", *, since: float = 0.0, **changes: Any) -> Cluster:
-    """A cluster that waits in the pool, and what the engine holds of it."""
-    node = FakeContainer(engine, f"{name}-control-plane", network=f"sandbox-{name}", cluster=name)
-    engine.held.append(node)
-    engine.wires.append(FakeNetwork(engine, name=f"sandbox-{name}", id=f"n-{name}", cluster=name))
-    held, wires = engine.held, engine.wires
-    known = put(engine)
-    record.forget("solo")
-    engine.held, engine.wires = held, wires
-    made: dict[str, Any] = {
-        "name": name, "kubeconfig": record.home(name) / "kubeconfig", "context": f"kind-{name}", "pooled": KEY,
-        "nodes": (Node("solo-control-plane", "control-plane", "192.0.2.2", node.id),), "containers": (node.id,),
-        "origin": Origin("snapshot", "auto-k1", KEY),
-    }  # fmt: skip
-    cluster = replace(known, **(made | changes))
-    record.save(cluster)
-    cluster.kubeconfig.write_text(json.dumps(KUBECONFIG))
-    clean.write(name, replace(CLEAN, since=since or time.time()))
-    return cluster
 
 
 def test_only_what_belongs_to_nobody_waits_in_the_pool_the_oldest_first(engine: FakeEngine) -> None:
