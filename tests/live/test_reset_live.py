@@ -19,7 +19,8 @@ from sandbox import cluster, images, paths
 from sandbox.cluster import Cluster, Owner, clean, containers, making, record
 from sandbox.cluster.clean import Clean
 from sandbox.cluster.pool import entries, filling, leasing, stillness
-from sandbox.cluster.reset import Unclean, reset, resetting
+from sandbox.cluster.reset import Unclean, api, reset, resetting
+from sandbox.cluster.reset.turn import Turn
 from sandbox.host.engine import client
 from sandbox.kube import Kube, Seen, guardrails, stacks, wait_for
 from sandbox.kube.preparation import Preparation
@@ -194,15 +195,39 @@ def named(lines: list[str]) -> set[str]:
     return {step for step, words in LEFT.items() if any(each in text for each in words)}
 
 
-def red(one: Cluster, before: Clean, skipped: set[str], within: float) -> list[str]:
-    """What a reset without these steps says is left."""
+def red(one: Cluster, before: Clean, skipped: set[str]) -> list[str]:
+    """What one turn of a reset without these steps says is left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resetting, "STEPS", _kept(skipped))
+        with pytest.raises(Unclean) as told:
+            reset(one, before, within=0.1)
+    return told.value.details
+
+
+class StaysRedError(Exception):
+    """Two turns in a row named the same steps."""
+
+
+def stays_red(one: Cluster, before: Clean, skipped: set[str], expected: set[str]) -> None:
+    """Go through turns without these steps until what they leave, and nothing else, is named twice in a row."""
+    seen: list[set[str]] = []
+
+    def look(turn: Turn) -> None:
+        lines = clean.difference(turn.clean, [*turn.objects.values()], turn.traces, made=turn.memory.made)
+        seen.append(named(lines + api.left(turn)))
+        if seen[-2:] == [expected, expected]:
+            raise StaysRedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resetting, "STEPS", (*_kept(skipped), look))
+        with pytest.raises(StaysRedError):
+            reset(one, before)
+
+
+def _kept(skipped: set[str]) -> tuple[resetting.Step, ...]:
     kept = tuple(step for step in resetting.STEPS if step.__name__ not in skipped)
     assert len(kept) == len(resetting.STEPS) - len(skipped)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resetting, "STEPS", kept)
-        with pytest.raises(Unclean) as told:
-            reset(one, before, within=within)
-    return told.value.details
+    return kept
 
 
 def answers(one: Cluster) -> bool:
@@ -216,7 +241,7 @@ def test_the_look_names_everything_that_was_left(one: Cluster, known: SimpleName
     steps = {step.__name__ for step in resetting.STEPS}
     assert steps == {*LEFT, "running"}
     soil(one, refs)
-    text = "\n".join(red(one, known.clean, steps, 0.1))
+    text = "\n".join(red(one, known.clean, steps))
     assert [words for every in LEFT.values() for words in every if words not in text] == []
 
 
@@ -229,9 +254,8 @@ def test_a_reset_that_leaves_steps_out_is_red_and_names_what_each_left(
     one: Cluster, known: SimpleNamespace, refs: dict[str, str], skipped: set[str]
 ) -> None:
     soil(one, refs, policies="put_back" in skipped)  # made anew by a reset that fails, they would be strangers
-    left = red(one, known.clean, skipped, 8)
-    held = {"finalizers"} if "objects" in skipped else set()  # without finalizers, but there
-    assert named(left) == skipped | held, "\n".join(left)
+    held = {"finalizers"} if "objects" in skipped else set()  # what it frees is still there
+    stays_red(one, known.clean, skipped, skipped | held)
     known.clean = reset(one, known.clean).clean
 
 
@@ -244,9 +268,9 @@ def test_an_api_that_answers_for_nobody_and_a_node_that_stands_still_are_red(
         "service": {"name": "left", "namespace": "default"},
     }  # fmt: skip
     kube.apply([a("APIService", "v1.left.example", None, "apiregistration.k8s.io/v1", spec=spec)])
-    assert any("left.example" in line for line in red(one, known.clean, {"gates"}, 1))
+    assert any("left.example" in line for line in red(one, known.clean, {"gates"}))
     stillness.still([node])
-    assert any("does not tell what is on it" in line for line in red(one, known.clean, {"running"}, 0.1))
+    assert any("does not tell what is on it" in line for line in red(one, known.clean, {"running"}))
 
 
 def test_after_a_reset_nothing_is_seen_and_the_next_lease_is_clean(
