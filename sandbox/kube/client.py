@@ -315,6 +315,6 @@ def _there(found: Object | None) -> Seen[None]:
 
 
 def _established(found: Object | None) -> Seen[None]:
-    conditions = (found or {}).get("status", {}).get("conditions", [])
+    conditions = (found or {}).get("status", {}).get("conditions") or []  # null at first
     met = any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
     return Seen(met, None, f"conditions: {conditions}")

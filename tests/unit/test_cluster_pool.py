@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,53 +13,24 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.cluster import clean, containers, guard, leftovers, looking, ownership, record, teardown, traces
-from sandbox.cluster.clean import Clean
+from sandbox.cluster import containers, guard, leftovers, looking, ownership, record, teardown, traces
 from sandbox.cluster.making import Order
 from sandbox.cluster.owner import Owner
 from sandbox.cluster.pool import entries, filling, leasing, limits, stillness
-from sandbox.cluster.record import Cluster, Node, Origin
+from sandbox.cluster.record import Cluster
 from sandbox.errors import ClusterError, EnvironmentMissing, UsageError
-from sandbox.kube import inventory
+from sandbox.kube import Seen, inventory
 from sandbox.kube.inventory import Inventory
 from sandbox.kube.preparation import Preparation
-from tests.unit.container_engine import SPEC, FakeContainer, FakeEngine, FakeNetwork, installed, put
+from tests.unit.container_engine import SPEC, FakeEngine, installed, refusal
+from tests.unit.pooled import CLEAN, KEY, NODE, pooled
 
-KEY = "k1"
-HELD, NODE = Inventory({"v1/ConfigMap a/b": "u h"}), "pool-1-control-plane"
-CLEAN = Clean("solo with sim", 0.0, HELD, {NODE: ["process kubelet"]})
-KUBECONFIG = {
-    "clusters": [{"name": "kind-pool-1", "cluster": {"server": "https://127.0.0.1:41"}}],
-    "users": [{"name": "kind-pool-1", "user": {}}],
-    "contexts": [{"name": "kind-pool-1", "context": {"cluster": "kind-pool-1", "user": "kind-pool-1"}}],
-}
 GONE = Owner(os.getpid(), -1.0)
 
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     return installed(tmp_path, monkeypatch)
-
-
-def pooled(engine: FakeEngine, name: str = "pool-1", *, since: float = 0.0, **changes: Any) -> Cluster:
-    """A cluster that waits in the pool, and what the engine holds of it."""
-    node = FakeContainer(engine, f"{name}-control-plane", network=f"sandbox-{name}", cluster=name)
-    engine.held.append(node)
-    engine.wires.append(FakeNetwork(engine, name=f"sandbox-{name}", id=f"n-{name}", cluster=name))
-    held, wires = engine.held, engine.wires
-    known = put(engine)
-    record.forget("solo")
-    engine.held, engine.wires = held, wires
-    made: dict[str, Any] = {
-        "name": name, "kubeconfig": record.home(name) / "kubeconfig", "context": f"kind-{name}", "pooled": KEY,
-        "nodes": (Node("solo-control-plane", "control-plane", "192.0.2.2", node.id),), "containers": (node.id,),
-        "origin": Origin("snapshot", "auto-k1", KEY),
-    }  # fmt: skip
-    cluster = replace(known, **(made | changes))
-    record.save(cluster)
-    cluster.kubeconfig.write_text(json.dumps(KUBECONFIG))
-    clean.write(name, replace(CLEAN, since=since or time.time()))
-    return cluster
 
 
 def test_only_what_belongs_to_nobody_waits_in_the_pool_the_oldest_first(engine: FakeEngine) -> None:
@@ -187,6 +157,33 @@ def test_one_that_is_not_as_it_was_is_removed_and_the_next_one_handed_out(
     assert (engine.held, engine.wires, record.names()) == ([], [], [])
 
 
+@pytest.mark.parametrize("how", ["exited", "dead", "gone", "refuses"])
+def test_one_that_died_in_the_pool_is_removed_in_words_and_the_next_one_handed_out(
+    engine: FakeEngine,
+    handed: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+) -> None:
+    pooled(engine, "pool-1", since=time.time() - 9)
+
+    def refuse(nodes: Sequence[object]) -> None:
+        if how == "refuses" and record.get("mine").held_as == "pool-1":
+            raise refusal("cannot unpause")
+
+    monkeypatch.setattr(stillness, "awake", refuse)
+    engine.held[0].status = "running" if how == "refuses" else how
+    if how == "gone":
+        engine.held.clear()
+    pooled(engine, "pool-2")
+    leased = leasing.lease(order(engine), KEY)
+    assert leased is not None
+    assert (leased.engine_name, record.names()) == ("pool-2", ["mine"])
+    said = capsys.readouterr().err
+    assert "pool-1 is not handed out, and removed" in said
+    assert ("cannot unpause" if how == "refuses" else f"solo-control-plane is {how}") in said
+
+
 def test_status_tells_since_when_and_how_a_cluster_came(engine: FakeEngine) -> None:
     pooled(engine)
     engine.held[0].status = "paused"
@@ -227,12 +224,15 @@ def test_a_node_that_does_not_tell_is_never_called_clean(monkeypatch: pytest.Mon
 
 def test_the_controllers_stop_first_and_go_on_last(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
+    refusals = [refusal("unable to freeze")]  # of one of them, once
 
     class Machine:
         def __init__(self, role: str) -> None:
             self.name, self.status, self.labels = role, "running", {containers.ROLE_LABEL: role}
 
         def pause(self) -> None:
+            if refusals:
+                raise refusals.pop()
             self.status = "paused"
             done.append(f"pause {self.name}")
 
@@ -244,8 +244,12 @@ def test_the_controllers_stop_first_and_go_on_last(monkeypatch: pytest.MonkeyPat
             pass
 
     monkeypatch.setattr(containers, "run", lambda node, command: (done.append(f"{command[1]} {node.name}"), (0, ""))[1])
-    monkeypatch.setattr(stillness, "renewed", lambda *_, since: done.append(f"leases since {since}"))
-    monkeypatch.setattr(stillness, "wait_for", lambda *_, **__: None)
+
+    def renewed(*_: object, since: float) -> Callable[[], Seen[None]]:
+        done.append(f"leases since {since}")
+        return lambda: Seen(True, None, "")
+
+    monkeypatch.setattr(stillness, "renewed", renewed)
     nodes = cast("Any", [Machine("control-plane"), Machine("worker")])
     stillness.still(nodes)
     stillness.awake(nodes)

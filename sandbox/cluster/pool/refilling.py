@@ -15,6 +15,7 @@ from sandbox.host import mark
 
 SWITCH = "SANDBOX_POOL"
 _LOG = "pool.log"
+_LOG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def at_the_end(key: str, source: str) -> None:
 
 def _start() -> None:
     """Start a process for each kind that lacks some. It has a reaper of its own, and takes low priority by itself."""
-    with (paths.state_dir() / _LOG).open("ab") as log:
+    path = paths.state_dir() / _LOG
+    with path.open("wb" if path.exists() and path.stat().st_size > _LOG_BYTES else "ab") as log:
         for wish in _wishes:
             if len(entries.entries(wish.key)) < wish.size:
                 subprocess.Popen(

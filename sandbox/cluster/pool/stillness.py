@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from docker.errors import APIError
+
 from sandbox.cluster import containers
 from sandbox.errors import ClusterError
-from sandbox.kube import Kube, wait_for
+from sandbox.kube import Kube, Seen, wait_for
 from sandbox.kube.conditions import renewed
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _MANAGER = "kube-controller-manager"
 _LEASE_SECONDS = 30.0
+_PAUSE_SECONDS = 60.0
 _FRESH_SECONDS = 15.0  # a lease is renewed every 10 s, and counts as lost after 40: one this old need not be waited for
 
 
@@ -28,9 +31,10 @@ def still(nodes: Sequence[Container]) -> None:
 
     Raises:
         ClusterError: a node did not take it.
+        DeadlineExceeded: the engine could not pause one for a minute.
     """
     _signal(nodes, "STOP")
-    _each(nodes, lambda node: node.pause())
+    _each(nodes, _pause)
 
 
 def awake(nodes: Sequence[Container]) -> None:
@@ -60,6 +64,19 @@ def _signal(nodes: Sequence[Container], signal: str) -> None:
         code, said = containers.run(plane, ["pkill", f"-{signal}", "-f", f"^{_MANAGER} "])
         if code:
             raise ClusterError(f"{_MANAGER} did not take {signal}", where=str(plane.name), details=[said])
+
+
+def _pause(node: Container) -> None:
+    """The engine says "unable to freeze" where a container inside is being frozen at the same moment."""
+
+    def attempt() -> Seen[None]:
+        try:
+            node.pause()
+        except APIError as error:
+            return Seen(False, None, str(error.explanation))
+        return Seen(True, None, "")
+
+    wait_for(attempt, within=_PAUSE_SECONDS, what=f"{node.name} standing still")
 
 
 def _unpause(node: Container) -> None:
