@@ -202,13 +202,16 @@ def status(
                     [node.name for node in each.nodes] + ([f"{each.simulated[1]} simulated"] * any(each.simulated))
                 ),
                 _since(each),
+                each.words,
                 _size(each.memory),
                 _size(each.disk),
                 "; ".join(each.problems),
             )
             for each in found
         ]
-        out.print(table(("cluster", "state", "kubernetes", "nodes", "since", "memory", "disk", "problems"), rows))
+        out.print(
+            table(("cluster", "state", "kubernetes", "nodes", "since", "came", "memory", "disk", "problems"), rows)
+        )
 
 
 def _size(size: int | None) -> str:
@@ -217,12 +220,11 @@ def _size(size: int | None) -> str:
 
 
 def _since(status: Status) -> str:
-    """Since when a cluster is there, and how it came."""
+    """Since when a cluster is there."""
     if not status.created:
         return ""
     minutes = (time.time() - status.created) / 60
-    age = f"{minutes:.0f} min" if minutes < _TWO_HOURS else f"{minutes / 60:.0f} h"
-    return f"{age}, {status.came}" if status.came else age
+    return f"{minutes:.0f} min" if minutes < _TWO_HOURS else f"{minutes / 60:.0f} h"
 
 
 @app.command()

@@ -50,6 +50,7 @@ class Status:
     nodes: tuple[NodeStatus, ...]
     problems: tuple[str, ...]
     in_use: bool = False  # by a run
+    words: str = ""  # how it came, for people
     came: str = ""  # `cold`, from a `snapshot`, or from the `pool`; empty for an existing one
     snapshot: str = ""  # the name of the one it came from
     memory: int | None = None  # bytes; see `costs.weighed`
@@ -151,6 +152,7 @@ def _shown(known: Cluster, machines: Mapping[str, str] = _NONE, ready: Collectio
         nodes=shown,
         problems=(),
         in_use=record.leased(known.name),
+        words=known.origin.words if known.provider == "kind" else "",
         came=known.origin.way if known.provider == "kind" else "",
         snapshot=known.origin.snapshot,
     )
