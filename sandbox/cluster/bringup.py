@@ -95,10 +95,7 @@ def up(
                 require(engine)
                 config.check_ports(spec)
                 order = making.Order(docker, spec, chosen, owner, binary, refs["node"], ours, engine.cgroup)
-                made = fetching.fetch(order, deployed or {}, cold=cold, pool=pool)
-                if owner is None and made.origin.way != "pool":
-                    _write_down(made)
-                return made
+                return _written_down(fetching.fetch(order, deployed or {}, cold=cold, pool=pool))
             kube = Kube.connect(running.kubeconfig, running.context)
             node_images.load(containers.nodes(docker, chosen), [*ours.values()])
             furnishing.furnish(kube, spec, len(running.nodes), ours)
@@ -134,18 +131,18 @@ def restore(name: str, cluster: str | None = None) -> Cluster:
         require(engine)
         config.check_ports(spec)
         order = making.Order(docker, spec, chosen, None, images.tool("kind"), saved.image, {}, engine.cgroup)
-        made = snapshots.restore(order, saved)
-        _write_down(made)
-        return made
+        return _written_down(snapshots.restore(order, saved))
 
 
-def _write_down(made: Cluster) -> None:
-    """Write down what a cluster that stays holds, to be reset to."""
-    kube = Kube.connect(made.kubeconfig, made.context)
-    try:
-        clean.write(made.name, clean.take(kube, containers.nodes(client(), made.name), made.name))
-    except ClusterError as error:
-        say(f"{made.name}: cannot be reset later: {error}")
+def _written_down(made: Cluster) -> Cluster:
+    """The cluster; what it holds is written down where it stays, to be reset to. The pool has done so already."""
+    if made.owner is None and made.origin.way != "pool":
+        kube = Kube.connect(made.kubeconfig, made.context)
+        try:
+            clean.write(made.name, clean.take(kube, containers.nodes(client(), made.name), made.name))
+        except ClusterError as error:
+            say(f"{made.name}: cannot be reset later: {error}")
+    return made
 
 
 def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | None, *, image: str) -> Cluster | None:
