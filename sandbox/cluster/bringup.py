@@ -135,14 +135,13 @@ def restore(name: str, cluster: str | None = None) -> Cluster:
 
 
 def _written_down(made: Cluster) -> Cluster:
-    """Write down what a cluster that stays holds, to be reset to; of one from the pool it is known."""
-    if made.owner is not None or made.origin.way == "pool":
-        return made
-    kube = Kube.connect(made.kubeconfig, made.context)
-    try:
-        clean.write(made.name, clean.take(kube, containers.nodes(client(), made.name), made.name))
-    except ClusterError as error:
-        say(f"{made.name}: cannot be reset later: {error}")
+    """The cluster; what it holds is written down where it stays, to be reset to. The pool has done so already."""
+    if made.owner is None and made.origin.way != "pool":
+        kube = Kube.connect(made.kubeconfig, made.context)
+        try:
+            clean.write(made.name, clean.take(kube, containers.nodes(client(), made.name), made.name))
+        except ClusterError as error:
+            say(f"{made.name}: cannot be reset later: {error}")
     return made
 
 
