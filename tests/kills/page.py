@@ -1,0 +1,72 @@
+"""What came of the kills, in words: for the terminal and for docs/reference/kills.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+
+@dataclass
+class Tally:
+    """What came of one command's kills."""
+
+    midway: int = 0
+    ended: int = 0
+    left: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> list[str]:
+        return [
+            *(f"left: {each}" for each in self.left),
+            *(f"of others: {each}" for each in self.others),
+            *(f"pool: {each}" for each in self.stale),
+            *(f"next: {each}" for each in self.failed),
+        ]
+
+    def add(self, other: Tally) -> None:
+        self.midway += other.midway
+        self.ended += other.ended
+        self.left += other.left
+        self.others += other.others
+        self.stale += other.stale
+        self.failed += other.failed
+
+
+def page(tallies: dict[str, Tally], seed: int, minutes: float) -> str:
+    """A table of all commands, and each thing that was wrong.
+
+    Args:
+        tallies: name of a command -> what came of it.
+        seed: of the moments.
+        minutes: that all of it took.
+    """
+    total = Tally()
+    for each in tallies.values():
+        total.add(each)
+    rows = [_row(name, each) for name, each in tallies.items()]
+    told = "\n".join(f"- {name}: {each}" for name, tally in tallies.items() for each in tally.wrong)
+    well = "Nothing was left, nothing of others changed, no stale lease was handed out, every next command worked."
+    head = ("command", "killed midway", "had ended before", "left", "of others", "stale leases", "next failed")
+    return "\n".join(
+        [
+            f"{datetime.now(UTC):%Y-%m-%d}: {total.midway + total.ended} kills in {minutes:.0f} minutes, seed {seed}.",
+            "",
+            f"| {' | '.join(head)} |",
+            f"|{'---|' * len(head)}",
+            *rows,
+            _row("all", total),
+            "",
+            told or well,
+        ]
+    )
+
+
+def _row(name: str, tally: Tally) -> str:
+    counts: Sequence[int] = (
+        tally.midway, tally.ended, *map(len, (tally.left, tally.others, tally.stale, tally.failed)),
+    )  # fmt: skip
+    return f"| {name} | {' | '.join(map(str, counts))} |"
