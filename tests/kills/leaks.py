@@ -28,6 +28,7 @@ _BRIDGE = re.compile(r"\bbr-[0-9a-f]{12}\b")
 def left(ground: Ground, docker: DockerClient, watcher: Watcher) -> list[str]:
     """Name everything of ours that nobody needs."""
     return [
+        *_halves(ground, docker),
         *_in_engine(ground, docker),
         *_containers(ground, docker, watcher),
         *_volumes(docker, watcher),
@@ -54,7 +55,7 @@ def _in_engine(ground: Ground, docker: DockerClient) -> Iterator[str]:
     ours = {"label": f"{STATE_LABEL}={ground.state}"}
     runs = {(engine_name(each), each["run"]) for each in ground.records.values()}
     nodes = [node for each in ground.snapshots.values() for node in each["nodes"]]
-    used = {docker.containers.get(ident).attrs["Image"] for ident in _recorded(ground)}
+    used = {docker.containers.get(ident).attrs["Image"] for ident in _recorded(ground) & _alive(docker)}
     things: list[Any] = [*docker.networks.list(filters=ours), *docker.volumes.list(filters=ours)]
     for each in things:
         labels = each.attrs.get("Labels") or {}
@@ -66,6 +67,14 @@ def _in_engine(ground: Ground, docker: DockerClient) -> Iterator[str]:
     for image in docker.images.list(filters=ours):
         if image.id not in {*used, *(node["image"] for node in nodes)}:
             yield f"image {', '.join(image.tags) or image.id}"
+
+
+def _halves(ground: Ground, docker: DockerClient) -> Iterator[str]:
+    """Clusters of which some, or all, is gone, while their record says nothing of it."""
+    alive = _alive(docker)
+    for name, known in ground.records.items():
+        if {*known["containers"]} - alive:
+            yield f"record of {name}, whose containers are gone"
 
 
 def _recorded(ground: Ground) -> set[str]:

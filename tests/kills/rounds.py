@@ -6,12 +6,15 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from docker.errors import NotFound
+
 from sandbox import images
+from sandbox.cluster.ownership import STATE_LABEL
 from sandbox.host.engine import client
 from tests.kills import leaks
 from tests.kills.events import Watcher, watching
@@ -125,9 +128,25 @@ def rounds(folder: Path, name: str, seed: int) -> Iterator[Rounds]:
     ):
         try:
             yield Rounds(ground, docker, watcher, theirs, chance)
-        finally:  # the volume with /var of the node image belongs to the state folder, which goes
-            for each in docker.volumes.list(filters={"label": f"ai-k8s-sandbox.state={ground.state}"}):
-                each.remove(force=True)
+        finally:
+            _sweep(docker, ground)
+
+
+def _sweep(docker: DockerClient, ground: Ground) -> None:
+    """Remove what belongs to the state folder, which goes: the volume with /var of the node image, and, after an
+    interrupt, all else."""
+    ours: dict[str, str | list[str] | bool] = {"label": f"{STATE_LABEL}={ground.state}"}
+    recorded = [ident for each in ground.records.values() for ident in each["containers"]]
+    labelled = [str(each.id) for each in docker.containers.list(all=True, filters=ours)]
+    for ident in dict.fromkeys([*recorded, *labelled]):
+        with suppress(NotFound):
+            docker.containers.get(ident).remove(force=True, v=True)
+    for network in docker.networks.list(filters=ours):
+        network.remove()
+    for volume in docker.volumes.list(filters=ours):
+        volume.remove(force=True)
+    for image in docker.images.list(filters=ours):
+        docker.images.remove(str(image.id), force=True)
 
 
 def victims(names: Sequence[str], count: int) -> list[Victim]:

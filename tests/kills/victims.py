@@ -87,7 +87,7 @@ VICTIMS: Mapping[str, Victim] = {
     "up-snapshot": Victim("up, from a snapshot", UP, 18, ("kept", "drained", "down")),
     "lease": Victim("up, leased from the pool", UP, 6, ("down", "filled"), timed=False),
     "down": Victim("down", ("down", "{cluster}"), 5, ("up",)),
-    "save": Victim("snapshot save", SAVE, 7, ("up", "unsaved"), ("unsaved",)),
+    "save": Victim("snapshot save", SAVE, 5.5, ("up", "unsaved"), ("unsaved",)),
     "restore": Victim("snapshot restore", RESTORE, 18, ("saved", "down"), ("down",)),
     "fill": Victim("pool fill", ("pool", "fill", "solo"), 20, ("kept", "drained")),
     "run": Victim("run", ("run", "killed.yaml", "--cluster-name", "{cluster}"), 32, ("down",)),
