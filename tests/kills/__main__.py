@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VICTIMS, help="these commands only; nothing is written then")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments; told on the page")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an end in order, which leaves nothing
     begun = time.monotonic()
     tallies: dict[str, Tally] = {each.name: Tally() for each in VICTIMS.values()}
     with tempfile.TemporaryDirectory() as folder, rounds(Path(folder), f"kills-{os.getpid()}", options.seed) as all_:
