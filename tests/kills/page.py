@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 
 @dataclass
@@ -13,6 +15,7 @@ class Tally:
 
     midway: int = 0
     ended: int = 0
+    seconds: float = 0.0
     left: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
@@ -30,19 +33,32 @@ class Tally:
     def add(self, other: Tally) -> None:
         self.midway += other.midway
         self.ended += other.ended
+        self.seconds += other.seconds
         self.left += other.left
         self.others += other.others
         self.stale += other.stale
         self.failed += other.failed
 
 
-def page(tallies: dict[str, Tally], seed: int, minutes: float) -> str:
+def write(path: Path, name: str, tally: Tally) -> None:
+    """Add what came of one kill to a file, so that a run that was stopped can go on."""
+    with path.open("a", encoding="utf-8") as sink:
+        sink.write(json.dumps({"name": name, **asdict(tally)}) + "\n")
+
+
+def read(path: Path) -> list[tuple[str, Tally]]:
+    """What came of all kills in the file: name of the command, and its tally."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [(row.pop("name"), Tally(**row)) for row in rows]
+
+
+def page(tallies: dict[str, Tally], seed: int, asked: int) -> str:
     """A table of all commands, and each thing that was wrong.
 
     Args:
         tallies: name of a command -> what came of it.
         seed: of the moments.
-        minutes: that all of it took.
+        asked: how many kills were asked for.
     """
     total = Tally()
     for each in tallies.values():
@@ -51,9 +67,10 @@ def page(tallies: dict[str, Tally], seed: int, minutes: float) -> str:
     told = "\n".join(f"- {name}: {each}" for name, tally in tallies.items() for each in tally.wrong)
     well = "Nothing was left, nothing of others changed, no stale lease was handed out, every next command worked."
     head = ("command", "killed midway", "had ended before", "left", "of others", "stale leases", "next failed")
+    done = f"{total.midway + total.ended} of {asked} kills in {total.seconds / 60:.0f} minutes"
     return "\n".join(
         [
-            f"{datetime.now(UTC):%Y-%m-%d}: {total.midway + total.ended} kills in {minutes:.0f} minutes, seed {seed}.",
+            f"{datetime.now(UTC):%Y-%m-%d}: {done}, seed {seed}.",
             "",
             f"| {' | '.join(head)} |",
             f"|{'---|' * len(head)}",
@@ -67,6 +84,6 @@ def page(tallies: dict[str, Tally], seed: int, minutes: float) -> str:
 
 def _row(name: str, tally: Tally) -> str:
     counts: Sequence[int] = (
-        tally.midway, tally.ended, *map(len, (tally.left, tally.others, tally.stale, tally.failed)),
+        tally.midway, tally.ended, *map(len, (tally.left, tally.others, tally.stale, tally.failed))
     )  # fmt: skip
     return f"| {name} | {' | '.join(map(str, counts))} |"
