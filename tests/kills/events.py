@@ -24,8 +24,13 @@ class Watcher:
         self.containers = set[str]()  # ids, of all that were ours
         self.volumes: defaultdict[str, set[str]] = defaultdict(set)  # container -> volumes
         self.awake: dict[str, float] = {}  # container -> when it went on, seconds since the epoch
+        self.began = threading.Event()  # something of ours was started
         self._docker, self._state = docker, state
-        self._stream = docker.events(decode=True, filters=_KINDS)
+        self.follow()
+
+    def follow(self) -> None:
+        """Read on from now: a stream ends with its engine."""
+        self._stream = self._docker.events(decode=True, filters=_KINDS)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -47,6 +52,7 @@ class Watcher:
             self.awake[ident] = event["timeNano"] / 1e9
         elif self._is_ours(about):
             self.containers.add(ident)
+            self.began.set()
 
     def _is_ours(self, labels: dict[str, str]) -> bool:
         """By our label, or, for what kind made, by the label of the network that was made for it."""

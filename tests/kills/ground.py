@@ -56,7 +56,7 @@ class Ground:
 
     def __post_init__(self) -> None:
         for each in (self.state, self.temporary):
-            each.mkdir(mode=0o700, exist_ok=True)
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
     def state(self) -> Path:

@@ -33,7 +33,7 @@ def left(ground: Ground, docker: DockerClient, watcher: Watcher) -> list[str]:
         *_containers(ground, docker, watcher),
         *_volumes(docker, watcher),
         *_shims(docker, watcher),
-        *_rules(docker),
+        *([] if ground.engine else _rules(docker)),  # a second engine makes none
         *_files(ground),
     ]
 

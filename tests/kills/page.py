@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+END = "the end"
+
 
 @dataclass
 class Tally:
@@ -20,6 +22,7 @@ class Tally:
     others: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
 
     @property
     def wrong(self) -> list[str]:
@@ -38,6 +41,7 @@ class Tally:
         self.others += other.others
         self.stale += other.stale
         self.failed += other.failed
+        self.words += other.words
 
 
 def write(path: Path, name: str, tally: Tally) -> None:
@@ -80,6 +84,19 @@ def page(tallies: dict[str, Tally], seed: int, asked: int) -> str:
             told or well,
         ]
     )
+
+
+def disturbances(tallies: dict[str, Tally]) -> str:
+    """What each disturbance did, how each command ended that it concerned, and what was wrong then."""
+    lines = []
+    for name, tally in tallies.items():
+        lines += [
+            "",
+            f"**{name}**, {tally.seconds:.0f} s: {'; '.join(tally.wrong) or 'nothing was left, the next worked'}",
+            "",
+        ]
+        lines += [f"- {words}" for words in tally.words]
+    return "\n".join([f"{datetime.now(UTC):%Y-%m-%d}.", *lines])
 
 
 def _row(name: str, tally: Tally) -> str:

@@ -54,6 +54,7 @@ class Rounds:
 
     def kill(self, victim: Victim) -> tuple[Tally, float]:
         """Kill a command once; what came of it, and after how many seconds it was."""
+        since = time.monotonic()
         tally = Tally(failed=self.meet(victim.needs))
         before = self.ground.pool
         after = self.chance.uniform(_EARLIEST, 1.0) * victim.usual * self.pace
@@ -74,6 +75,7 @@ class Rounds:
         if self.ground.handed in lost:
             tally.stale.append(f"{self.ground.handed}, half handed over before, was handed out")
         self.look(tally)
+        tally.seconds = time.monotonic() - since
         return tally, after
 
     def look(self, tally: Tally) -> None:
@@ -82,6 +84,16 @@ class Rounds:
         tally.left += leaks.left(self.ground, self.docker, self.watcher)
         tally.stale += leaks.unclean(self.ground, self.docker, self.watcher)
         tally.others += self.others.changed()
+
+    def rewatch(self) -> None:
+        """Follow the engine's events again, after it was restarted."""
+        self.watcher.follow()
+
+    @property
+    def came(self) -> str:
+        """Which way the cluster came: `cold`, from a `snapshot`, or from the `pool`."""
+        known = self.ground.records.get(self.ground.cluster, {})
+        return str(known.get("origin", {}).get("way", "nowhere"))
 
     def meet(self, needs: Sequence[str]) -> list[str]:
         """Make it so where it is not; what failed."""
@@ -114,10 +126,10 @@ class Rounds:
 
 
 @contextmanager
-def rounds(folder: Path, name: str, seed: int) -> Iterator[Rounds]:
+def rounds(folder: Path, name: str, seed: int, engine: str = "") -> Iterator[Rounds]:
     """A ground, its engine's events and the things of others, for as long as what happens inside."""
-    docker = client()
-    ground = Ground(folder, name)
+    docker = client(engine)
+    ground = Ground(folder, name, engine)
     (folder / "killed.yaml").write_text(SCENARIO)
     toolbox = images.ensure(["toolbox"])["toolbox"].ref
     chance = random.Random(seed)  # noqa: S311 - moments, not secrets
