@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import ssl
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,11 @@ from urllib.parse import urlencode, urlsplit
 
 import urllib3
 import websocket
+import yaml
 from kubernetes.client import Configuration
 from kubernetes.client.rest import RESTClientObject
-from kubernetes.config import ConfigException, load_kube_config
+from kubernetes.config import ConfigException
+from kubernetes.config.kube_config import KubeConfigLoader
 
 from sandbox.errors import ClusterError, UsageError
 from sandbox.kube.failures import ApiError, Unreachable, parse
@@ -63,8 +69,9 @@ class Transport:
             )
         configuration = _fresh()
         try:
-            load_kube_config(str(path), context=context, client_configuration=configuration, persist_config=False)
-        except (ConfigException, OSError, ValueError) as error:
+            loader = KubeConfigLoader(_document(path), active_context=context, config_base_path=str(path.parent))
+            loader.load_and_set(configuration)
+        except (ConfigException, OSError, ValueError, yaml.YAMLError) as error:
             raise UsageError(f"this kubeconfig cannot be used: {error}", where=str(path)) from error
         return cls(configuration)
 
@@ -202,6 +209,34 @@ def _fresh() -> Configuration:
     configuration.retries = _RETRIES
     configuration.connection_pool_maxsize = 32
     return configuration
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A kubeconfig whose certificates and keys are files that are nowhere but in memory.
+
+    The library would write them to temporary files, which a process that is killed leaves behind: an administrator's
+    key.
+
+    Raises:
+        ConfigException: it holds no mapping.
+    """
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict):
+        raise ConfigException("it is empty, or no mapping")
+    entries = [each.get(kind) for kind in ("cluster", "user") for each in document.get(f"{kind}s") or []]
+    for entry in (each for each in entries if isinstance(each, dict)):
+        for name in ("certificate-authority", "client-certificate", "client-key"):
+            if sys.platform == "linux" and entry.get(f"{name}-data"):
+                entry[name] = _memory_file(base64.b64decode(entry.pop(f"{name}-data")))
+    return document
+
+
+@cache
+def _memory_file(content: bytes) -> str:
+    """A file that ends with this process; the same one for the same content."""
+    descriptor = os.memfd_create("kubeconfig")
+    os.write(descriptor, content)
+    return f"/proc/self/fd/{descriptor}"
 
 
 def _is_local(server: str) -> bool:

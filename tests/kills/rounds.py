@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,7 @@ class Rounds:
         others: whose things nobody may touch.
         chance: of the moments.
         pace: how much slower than a quiet machine this one is at present.
+        noted: what was found wrong so far.
     """
 
     ground: Ground
@@ -51,6 +52,7 @@ class Rounds:
     others: Others
     chance: random.Random
     pace: float = 1.0
+    noted: set[str] = field(default_factory=set)
 
     def kill(self, victim: Victim) -> tuple[Tally, float]:
         """Kill a command once; what came of it, and after how many seconds it was."""
@@ -79,11 +81,15 @@ class Rounds:
         return tally, after
 
     def look(self, tally: Tally) -> None:
-        """Wait for the reaper, and note what is left, or changed."""
-        tally.left += self.ground.settled()
-        tally.left += leaks.left(self.ground, self.docker, self.watcher)
-        tally.stale += leaks.unclean(self.ground, self.docker, self.watcher)
-        tally.others += self.others.changed()
+        """Wait for the reaper, and note what is left, or changed; each thing once."""
+        tally.left += self._new([*self.ground.settled(), *leaks.left(self.ground, self.docker, self.watcher)])
+        tally.stale += self._new(leaks.unclean(self.ground, self.docker, self.watcher))
+        tally.others += self._new(self.others.changed())
+
+    def _new(self, found: Sequence[str]) -> list[str]:
+        fresh = [each for each in dict.fromkeys(found) if each not in self.noted]
+        self.noted.update(fresh)
+        return fresh
 
     def rewatch(self) -> None:
         """Follow the engine's events again, after it was restarted."""

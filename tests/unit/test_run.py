@@ -181,14 +181,16 @@ def test_a_run_that_leaves_a_process_is_no_pass_and_the_process_is_ended(
     monkeypatch.setenv(MARK, f"{os.getpid()} 1.0 {uuid.uuid4()}")
     monkeypatch.setattr(remains, "_END_SECONDS", 0.2)
     found: list[psutil.Process] = []
+    started: list[subprocess.Popen[bytes]] = []
 
     def leave(_: Run) -> None:
-        started = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert started.stdout is not None
-        found.append(psutil.Process(int(started.stdout.readline())))
-        started.stdout.close()
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        assert started[0].stdout is not None
+        found.append(psutil.Process(int(started[0].stdout.readline())))
+        started[0].stdout.close()
 
     outcome = executed(*phases(exercise=leave))
+    started[0].wait()
     assert outcome.exit_code == 3
     assert "left processes behind" in written(outcome).headline
     assert not found[0].is_running() or found[0].status() == psutil.STATUS_ZOMBIE
@@ -323,6 +325,7 @@ def test_required_stacks_are_deployed_first_told_apart_and_looked_at_by_probes(
 
     monkeypatch.setattr(run.stacks, "deploy", fake)
     monkeypatch.setattr(probes, "look", look)
+    monkeypatch.setattr(inventory, "take", lambda kube: inventory.Inventory({}))
     monkeypatch.setattr(run.namespaces, "clear", lambda kube: [])
     monkeypatch.setattr(run.workloads, "clear", lambda kube: None)
     monkeypatch.setattr(run, "_references", lambda plan: dict.fromkeys(plan.images, "ref"))
@@ -343,4 +346,5 @@ def test_required_stacks_are_deployed_first_told_apart_and_looked_at_by_probes(
 class Node:
     """A cluster, as far as a stack's endpoint goes."""
 
+    provider = "kind"
     node_addresses = ("192.0.2.1",)
