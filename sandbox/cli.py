@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
@@ -22,7 +23,7 @@ from sandbox.cli_load import BaselineOption, load
 from sandbox.cli_output import Output, OutputOption, out, show_up, table, write_json
 from sandbox.cli_pool import pool_app
 from sandbox.cli_snapshot import snapshot_app
-from sandbox.errors import EXIT_FAIL, EXIT_INVALID, SandboxError, UsageError
+from sandbox.errors import EXIT_ENVIRONMENT, EXIT_FAIL, EXIT_INVALID, EnvironmentMissing, SandboxError, UsageError
 
 if TYPE_CHECKING:
     from sandbox.cluster import Status
@@ -41,6 +42,7 @@ app.add_typer(pool_app, name="pool")
 app.add_typer(snapshot_app, name="snapshot")
 app.command()(load)
 _TWO_HOURS = 120  # minutes
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 errors_out = Console(stderr=True, highlight=False, soft_wrap=True)
 ShapeArgument = Annotated[str, typer.Argument(help="A shape: a name of clusters/, or the path of a file.")]
 NameArgument = Annotated[str, typer.Argument(help="A cluster's name.")]
@@ -362,7 +364,13 @@ def main() -> None:
     except SandboxError as error:
         errors_out.print(str(error), markup=False)
         sys.exit(error.exit_code)
-    except Exception:  # noqa: BLE001 - a bug of ours must not look like exit code 1, a promise that did not hold
+    except Exception as error:  # noqa: BLE001 - a bug of ours must not look like exit code 1, a promise that did not hold
+        if isinstance(error, OSError) and error.errno in _FULL:
+            fix = "make room, then the same command again"
+            errors_out.print(
+                str(EnvironmentMissing("the disk is full", where=str(error.filename or ""), fix=fix)), markup=False
+            )
+            sys.exit(EXIT_ENVIRONMENT)
         traceback.print_exc()
         errors_out.print("this is a bug in the sandbox; whatever it was asked is not proven")
         sys.exit(EXIT_INVALID)
