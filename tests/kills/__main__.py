@@ -40,7 +40,7 @@ def main() -> None:
             tallies.setdefault(name, Tally()).add(tally)
     kills = {each.name: tallies.get(each.name, Tally()) for each in VICTIMS.values()}
     texts = {
-        "kills": page({**kills, END: tallies.get(END, Tally())}, options.seed, options.count),
+        "kills": page({**kills, END: tallies.get(END, Tally())}, options.count),
         "disturbances": disturbances({name: tallies[name] for name in DISTURBANCES if name in tallies}),
     }
     for part, text in texts.items():
@@ -75,6 +75,7 @@ def _kill(options: argparse.Namespace, record: Path, folder: Path) -> None:
             if time.monotonic() > options.ends:
                 break
             came, after = all_.kill(victim)
+            came.seeds = [options.seed + done]
             write(record, victim.name, came)
             how = f"killed after {after:.1f} s" if came.midway else "had ended"
             _tell(f"{number}: {victim.name}: {how}, {came.seconds:.0f} s: {'; '.join(came.wrong) or 'ok'}")

@@ -18,6 +18,7 @@ class Tally:
     midway: int = 0
     ended: int = 0
     seconds: float = 0.0
+    seeds: list[int] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
@@ -37,6 +38,7 @@ class Tally:
         self.midway += other.midway
         self.ended += other.ended
         self.seconds += other.seconds
+        self.seeds += [each for each in other.seeds if each not in self.seeds]
         self.left += other.left
         self.others += other.others
         self.stale += other.stale
@@ -56,12 +58,11 @@ def read(path: Path) -> list[tuple[str, Tally]]:
     return [(row.pop("name"), Tally(**row)) for row in rows]
 
 
-def page(tallies: dict[str, Tally], seed: int, asked: int) -> str:
+def page(tallies: dict[str, Tally], asked: int) -> str:
     """A table of all commands, and each thing that was wrong.
 
     Args:
         tallies: name of a command -> what came of it.
-        seed: of the moments.
         asked: how many kills were asked for.
     """
     total = Tally()
@@ -74,7 +75,7 @@ def page(tallies: dict[str, Tally], seed: int, asked: int) -> str:
     done = f"{total.midway + total.ended} of {asked} kills in {total.seconds / 60:.0f} minutes"
     return "\n".join(
         [
-            f"{datetime.now(UTC):%Y-%m-%d}: {done}, seed {seed}.",
+            f"{datetime.now(UTC):%Y-%m-%d}: {done}, seed {', '.join(map(str, total.seeds))}.",
             "",
             f"| {' | '.join(head)} |",
             f"|{'---|' * len(head)}",

@@ -95,6 +95,5 @@ VICTIMS: Mapping[str, Victim] = {
 
 # What one command leaves in order is what the next one needs, where that can be.
 CYCLE = (
-    "up-cold", "save", "down", "restore", "down", "fill", "lease", "down", "run",
-    "up-snapshot", "save", "down", "fill", "lease", "down",
+    "up-cold", "save", "down", "restore", "save", "down", "up-snapshot", "down", "fill", "lease", "down", "run",
 )  # fmt: skip
