@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from sandbox import __version__, reaper
+from sandbox import __version__, paths, reaper
 from sandbox.cli_gpu import gpu_app
 from sandbox.cli_images import images_app
 from sandbox.cli_load import BaselineOption, load
@@ -43,6 +45,7 @@ app.add_typer(snapshot_app, name="snapshot")
 app.command()(load)
 _TWO_HOURS = 120  # minutes
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL_BYTES = 1 << 20
 errors_out = Console(stderr=True, highlight=False, soft_wrap=True)
 ShapeArgument = Annotated[str, typer.Argument(help="A shape: a name of clusters/, or the path of a file.")]
 NameArgument = Annotated[str, typer.Argument(help="A cluster's name.")]
@@ -366,11 +369,16 @@ def main() -> None:
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - a bug of ours must not look like exit code 1, a promise that did not hold
         if isinstance(error, OSError) and error.errno in _FULL:
-            fix = "make room, then the same command again"
-            errors_out.print(
-                str(EnvironmentMissing("the disk is full", where=str(error.filename or ""), fix=fix)), markup=False
-            )
+            errors_out.print(str(_no_room(error)), markup=False)
             sys.exit(EXIT_ENVIRONMENT)
         traceback.print_exc()
         errors_out.print("this is a bug in the sandbox; whatever it was asked is not proven")
         sys.exit(EXIT_INVALID)
+
+
+def _no_room(error: OSError) -> EnvironmentMissing:
+    """A disk is full: a write that fails does not say which, so those that are full are named."""
+    ours = {paths.state_dir(), paths.cache_dir(), Path(tempfile.gettempdir()), Path.cwd()}
+    full = sorted(str(each) for each in ours if shutil.disk_usage(each).free < _FULL_BYTES)
+    where = str(error.filename or ", ".join(full))
+    return EnvironmentMissing("the disk is full", where=where, fix="make room there, then the same command again")

@@ -35,6 +35,11 @@ class Others:
         now = self._look()
         return [f"{what}: was {was}, is {now[what]}" for what, was in self._before.items() if now[what] != was]
 
+    def start_again(self) -> None:
+        """Start the container after its engine was restarted, which ends all of them."""
+        self._docker.containers.get(self._name).start()
+        self._before["container"] = _asked(lambda: _container(self._docker, self._name))
+
     def _look(self) -> dict[str, Any]:
         docker, name = self._docker, self._name
         files = [self._folder / "kubeconfig", *(self._folder / "others").rglob("*")]

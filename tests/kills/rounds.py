@@ -94,6 +94,7 @@ class Rounds:
     def rewatch(self) -> None:
         """Follow the engine's events again, after it was restarted."""
         self.watcher.follow()
+        self.others.start_again()
 
     @property
     def came(self) -> str:

@@ -81,6 +81,17 @@ def test_a_full_disk_is_told_in_words_and_is_no_bug_of_ours(
     assert "/state/reaper.log" in err
 
 
+def test_a_full_disk_that_no_error_names_is_found(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def watch() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    state = str(cli.paths.state_dir())
+    monkeypatch.setattr(cli.reaper, "watch", watch)
+    usage = lambda place: SimpleNamespace(free=0 if str(place) == state else 1 << 30)  # noqa: E731
+    monkeypatch.setattr(cli.shutil, "disk_usage", usage)
+    assert f"{state}: the disk is full" in typed("up", "solo")[2]
+
+
 def options(words: tuple[str, ...]) -> set[str]:
     """Every long option of a command, without its `--no-…` twin."""
     command: Any = typer.main.get_command(cli.app)
