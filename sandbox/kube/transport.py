@@ -30,6 +30,7 @@ from sandbox.kube.failures import ApiError, Unreachable, parse
 Query = Sequence[tuple[str, str]]
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 60.0
+_UNTIMELY = ("certificate is not yet valid", "certificate has expired")
 # A kept-alive connection that the server closed meanwhile is opened anew; a refused one is tried once more.
 _RETRIES = urllib3.Retry(total=2, connect=1, read=1, redirect=0, status=0, other=0, backoff_factor=0.2)
 
@@ -105,6 +106,7 @@ class Transport:
 
         Raises:
             Unreachable: there was no answer.
+            ClusterError: by this machine's clock its certificate does not count.
         """
         payload = body if body is None or isinstance(body, str | bytes) else json.dumps(body)
         try:
@@ -117,7 +119,7 @@ class Transport:
                 retries=_RETRIES,
             )
         except urllib3.exceptions.HTTPError as error:
-            raise Unreachable(self.server, _reason(error)) from error
+            raise _failure(self.server, error) from error
         text = answer.data.decode("utf-8", "replace")
         return Response(answer.status, parse(text), text)
 
@@ -149,7 +151,7 @@ class Transport:
                 # A watch left in the middle must not go back to the pool with unread bytes.
                 answer.close()
         except urllib3.exceptions.HTTPError as error:
-            raise Unreachable(self.server, _reason(error)) from error
+            raise _failure(self.server, error) from error
 
     @contextmanager
     def socket(self, path: str, query: Query, protocols: Sequence[str], within: float) -> Iterator[websocket.WebSocket]:
@@ -245,6 +247,16 @@ def _is_local(server: str) -> bool:
         return ip_address(host).is_private
     except ValueError:
         return host == "localhost"
+
+
+def _failure(server: str, error: Exception) -> ClusterError:
+    """What to tell of a request without an answer. Where a clock is wrong, there is nothing to wait for."""
+    reason = _reason(error)
+    if not any(word in reason for word in _UNTIMELY):
+        return Unreachable(server, reason)
+    what = "by the clock of this machine the certificate of the API server is not valid yet, or no longer"
+    fix = "set the clock; if it is right: sandbox down with the name of the cluster, then sandbox up"
+    return ClusterError(what, where=server, fix=fix, details=[reason])
 
 
 def _reason(error: Exception) -> str:

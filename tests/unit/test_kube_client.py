@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from urllib3 import HTTPSConnectionPool, PoolManager
+from urllib3.exceptions import MaxRetryError, SSLError
 
 from sandbox.errors import ClusterError, DeadlineExceeded, UsageError
 from sandbox.kube import ApiError, Kube, Unreachable, guardrails, namespaces, stacks
 from sandbox.kube.conditions import gone, ready, renewed
 from sandbox.kube.transport import Transport
-from sandbox.kube.wait import wait_for
+from sandbox.kube.wait import Seen, wait_for
 from tests.unit.api_server import Answer, ApiServer, Json, core, kubeconfig, serving, status
 
 PODS = "/api/v1/namespaces/a/pods"
@@ -64,6 +66,24 @@ def test_a_kubeconfig_that_is_none_is_a_usage_error(tmp_path: Path, text: str) -
     path.write_text(text)
     with pytest.raises(UsageError, match="cannot be used"):
         Kube.connect(path)
+
+
+@pytest.mark.parametrize("words", ["certificate is not yet valid", "certificate has expired"])
+def test_a_certificate_that_does_not_count_by_the_clock_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    kube = Kube.connect(kubeconfig(tmp_path, "https://127.0.0.1:1"))
+    refused = SSLError(f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {words} (_ssl.c:1006)")
+
+    def request(*_: object, **__: object) -> None:
+        raise MaxRetryError(HTTPSConnectionPool("127.0.0.1"), "/readyz", refused)
+
+    monkeypatch.setattr(PoolManager, "request", request)
+    with pytest.raises(ClusterError, match="by the clock of this machine") as told:
+        wait_for(lambda: Seen(kube.request("GET", "/readyz").ok, None, ""), within=60, what="the API server")
+    assert not isinstance(told.value, Unreachable)
+    assert words in str(told.value)
+    assert "set the clock" in told.value.fix
 
 
 def test_a_missing_kubeconfig_is_a_usage_error_that_names_it(tmp_path: Path) -> None:
