@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -15,14 +18,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from sandbox import __version__, reaper
+from sandbox import __version__, paths, reaper
 from sandbox.cli_gpu import gpu_app
 from sandbox.cli_images import images_app
 from sandbox.cli_load import BaselineOption, load
 from sandbox.cli_output import Output, OutputOption, out, show_up, table, write_json
 from sandbox.cli_pool import pool_app
 from sandbox.cli_snapshot import snapshot_app
-from sandbox.errors import EXIT_FAIL, EXIT_INVALID, SandboxError, UsageError
+from sandbox.errors import EXIT_ENVIRONMENT, EXIT_FAIL, EXIT_INVALID, EnvironmentMissing, SandboxError, UsageError
 
 if TYPE_CHECKING:
     from sandbox.cluster import Status
@@ -42,6 +45,8 @@ app.add_typer(snapshot_app, name="snapshot")
 app.command()(load)
 _MIB, _GIB = 1 << 20, 1 << 30
 _TWO_HOURS = 120  # minutes
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL_BYTES = 1 << 20
 errors_out = Console(stderr=True, highlight=False, soft_wrap=True)
 ShapeArgument = Annotated[str, typer.Argument(help="A shape: a name of clusters/, or the path of a file.")]
 NameArgument = Annotated[str, typer.Argument(help="A cluster's name.")]
@@ -388,7 +393,18 @@ def main() -> None:
     except SandboxError as error:
         errors_out.print(str(error), markup=False)
         sys.exit(error.exit_code)
-    except Exception:  # noqa: BLE001 - a bug of ours must not look like exit code 1, a promise that did not hold
+    except Exception as error:  # noqa: BLE001 - a bug of ours must not look like exit code 1, a promise that did not hold
+        if isinstance(error, OSError) and error.errno in _FULL:
+            errors_out.print(str(_no_room(error)), markup=False)
+            sys.exit(EXIT_ENVIRONMENT)
         traceback.print_exc()
         errors_out.print("this is a bug in the sandbox; whatever it was asked is not proven")
         sys.exit(EXIT_INVALID)
+
+
+def _no_room(error: OSError) -> EnvironmentMissing:
+    """A disk is full: a write that fails does not say which, so those that are full are named."""
+    ours = {paths.state_dir(), paths.cache_dir(), Path(tempfile.gettempdir()), Path.cwd()}
+    full = sorted(str(each) for each in ours if shutil.disk_usage(each).free < _FULL_BYTES)
+    where = str(error.filename or ", ".join(full))
+    return EnvironmentMissing("the disk is full", where=where, fix="make room there, then the same command again")

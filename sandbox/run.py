@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,14 +17,14 @@ from typing import Any
 
 import psutil
 
-from sandbox import __version__, baseline, cluster, errors, grammar, images, loading, steady, workloads
+from sandbox import __version__, baseline, cluster, errors, grammar, images, loading, remains, steady, workloads
 from sandbox.cluster import Cluster, Owner
 from sandbox.errors import ClusterError, SandboxError, Unproven
 from sandbox.exercise import exercise
 from sandbox.gpu import strike
 from sandbox.host import prepare, require
 from sandbox.judge import judge as judged
-from sandbox.kube import Kube, collect, guardrails, namespaces, stacks
+from sandbox.kube import Kube, collect, guardrails, inventory, namespaces, stacks
 from sandbox.plan import Plan
 from sandbox.progress import say, step
 from sandbox.report.files import make_folder
@@ -176,6 +176,8 @@ def deploy(run: Run) -> None:
     if not run.untouched:
         _clear(run)
     if not (run.options.keep or run.cluster_goes):
+        if own.provider == "kind":  # in another's cluster others make things too
+            run.undo.callback(remains.refuse_objects, kube, inventory.take(kube))
         run.undo.callback(namespaces.clear, kube)
         run.undo.callback(workloads.clear, kube)
     run.undo.callback(_collect, run)
@@ -282,12 +284,13 @@ def _execute(plan: Plan, options: Options, earlier: list[BaselineSamples]) -> Ou
     folder = make_folder(options.runs / run_id)
     with Timeline(folder / "timeline.jsonl") as log, ExitStack() as undo:
         run = Run(plan, options, folder, timeline=log, undo=undo)
+        before = remains.processes()
         log.append(_beginning(run, run_id))
         for samples in earlier:
             log.append(samples)
         error = _through(run)
         if (
-            left := _unwound(run)
+            left := _unwound(run, before)
         ) is not None:  # a run that could not clean up after itself is no pass, in every file of it
             error = error or left
             for phase in _ALWAYS:
@@ -317,12 +320,13 @@ def _through(run: Run) -> BaseException | None:
     return error
 
 
-def _unwound(run: Run) -> BaseException | None:
-    """Collect, undeploy, down: last thing first. What could not be removed is said, and is the run's error."""
+def _unwound(run: Run, before: Collection[psutil.Process]) -> BaseException | None:
+    """Collect, undeploy, down: last thing first. What could not be removed, or is left, is said: the run's error."""
     try:
         run.undo.close()
+        remains.refuse_processes(before)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the run's verdict must be told all the same
-        say(f"not all of it could be removed: {error or 'interrupted'}")
+        say(f"not all of it is removed: {error or 'interrupted'}")
         words = errors.told(error) if isinstance(error, Exception) else ["interrupted"]
         run.timeline.append(
             PhaseChanged(t=run.timeline.now(), name="clean up", status="failed", detail="; ".join(words))

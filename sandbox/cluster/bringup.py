@@ -178,6 +178,7 @@ def _running(docker: DockerClient, spec: ClusterSpec, name: str, owner: Owner | 
         raise UsageError(
             f"runs on node image {known.image}; it would now be {image}", where=name, fix=f"sandbox down {name}"
         )
+    ownership.refuse_cut_off(found, name)
     begun = time.time()
     woken = nodes.start_all(docker, name)
     current = replace(

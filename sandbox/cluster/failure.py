@@ -29,11 +29,11 @@ def explain(client: DockerClient, binary: Path, cluster: str, log: Path, cause: 
     Looking into the wreck never hides the cause: whatever goes wrong here is only said.
     """
     folder = paths.state_dir() / "logs" / f"{cluster}-{time.strftime('%Y%m%dT%H%M%S')}"
-    folder.mkdir(parents=True, exist_ok=True)
     details = [f"{type(cause).__name__}: {cause}"]
     if isinstance(cause, SandboxError):
         details = [cause.what, *cause.details]
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         if log.is_file():
             shutil.copy(log, folder / "create.log")
         nodes = containers.nodes(client, cluster)
@@ -43,13 +43,14 @@ def explain(client: DockerClient, binary: Path, cluster: str, log: Path, cause: 
             details += digest(node)
     except (SandboxError, DockerException, OSError, subprocess.SubprocessError, ValueError) as error:
         say(f"collecting logs: {error}")
-    (folder / "digest.txt").write_text("\n".join(details) + "\n")
-    return ClusterError(
-        "the cluster did not come up; its logs are kept and it is removed",
-        where=cluster,
-        details=details,
-        fix=f"read {folder}/digest.txt and the logs beside it, then run the same command again",
-    )
+    fix = f"read {folder}/digest.txt and the logs beside it, then run the same command again"
+    try:
+        (folder / "digest.txt").write_text("\n".join(details) + "\n")
+    except OSError as error:
+        say(f"keeping logs: {error}")
+        fix = f"make room where {folder} lies, then run the same command again"
+    what = "the cluster did not come up; its logs are kept and it is removed"
+    return ClusterError(what, where=cluster, details=details, fix=fix)
 
 
 def digest(node: Container) -> list[str]:

@@ -118,7 +118,7 @@ def _of(known: Cluster) -> Status:
             ready = {each["metadata"]["name"] for each in there if is_ready(each)}
             simulated = fleet.count(kube)
         except SandboxError as error:
-            problems.append(error.what)
+            problems += [error.what, *_cut_off(known)]
             state = "unreachable"
         else:
             problems += [f"{node.name} is not Ready" for node in known.nodes if node.name not in ready]
@@ -133,6 +133,15 @@ def _of(known: Cluster) -> Status:
         problems=tuple(problems),
         simulated=simulated,
     )
+
+
+def _cut_off(known: Cluster) -> list[str]:
+    """Why nothing answers, where the engine tells."""
+    if known.provider != "kind":
+        return []
+    with containers.engine_errors(known.name):
+        found = ownership.survey(client(), known.name)
+    return [f"{name} is not on the cluster's network" for name in ownership.cut_off(found)]
 
 
 def _shown(known: Cluster, machines: Mapping[str, str] = _NONE, ready: Collection[str] = ()) -> Status:

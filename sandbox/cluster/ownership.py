@@ -163,6 +163,23 @@ def refuse_guests(found: Found, cluster: str) -> None:
     )
 
 
+def cut_off(found: Found) -> list[str]:
+    """Name our containers that are on no network of ours: nothing in them answers."""
+    networks = found.networks
+    return [str(each.name) for each in found.containers if not any(attached(each, network) for network in networks)]
+
+
+def refuse_cut_off(found: Found, cluster: str) -> None:
+    """Raise ClusterError when a node of the cluster was taken off its network."""
+    if names := cut_off(found):
+        raise ClusterError(
+            "it was taken off its network, and cannot be reached",
+            where=cluster,
+            fix=f"sandbox down {cluster}, then sandbox up",
+            details=[f"{name} is not on the cluster's network" for name in names],
+        )
+
+
 def elsewhere(client: DockerClient, cluster: str, claim: Claim) -> ClusterError | None:
     """Return the error that tells that the engine which answers is not the one that the cluster was made on."""
     if not claim.known:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+
 from sandbox.cluster import containers, leftovers, ownership, record
+from sandbox.cluster.owner import Owner
 from sandbox.errors import ClusterError
 from sandbox.host.engine import client, look
 from sandbox.progress import say, step
@@ -34,6 +38,7 @@ def down(name: str) -> list[str]:
         ownership.refuse_strangers(found, name)  # before anything is said of removing
         ownership.refuse_guests(found, name)
         if not found.empty or record.creating(name):
+            _claim(name)
             with step(f"{name}: remove {len(found.containers)} container(s) and {len(found.networks)} network(s)"):
                 removed = containers.remove(docker, name)
         if record.home(name).exists():
@@ -43,6 +48,15 @@ def down(name: str) -> list[str]:
             say(f"{name}: there is nothing to remove")
     leftovers.reap(besides=name)
     return removed
+
+
+def _claim(name: str) -> None:
+    """Have the cluster end with this command: should it be killed halfway, what is left is a leftover."""
+    known = None
+    with suppress(ClusterError):
+        known = record.find(name)
+    if known is not None and not record.creating(name):  # else it is a leftover already
+        record.save(replace(known, owner=Owner.me()))
 
 
 def _known(name: str) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import ssl
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,11 @@ from urllib.parse import urlencode, urlsplit
 
 import urllib3
 import websocket
+import yaml
 from kubernetes.client import Configuration
 from kubernetes.client.rest import RESTClientObject
-from kubernetes.config import ConfigException, load_kube_config
+from kubernetes.config import ConfigException
+from kubernetes.config.kube_config import KubeConfigLoader
 
 from sandbox.errors import ClusterError, UsageError
 from sandbox.kube.failures import ApiError, Unreachable, parse
@@ -24,6 +30,7 @@ from sandbox.kube.failures import ApiError, Unreachable, parse
 Query = Sequence[tuple[str, str]]
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 60.0
+_UNTIMELY = ("certificate is not yet valid", "certificate has expired")
 # A kept-alive connection that the server closed meanwhile is opened anew; a refused one is tried once more.
 _RETRIES = urllib3.Retry(total=2, connect=1, read=1, redirect=0, status=0, other=0, backoff_factor=0.2)
 
@@ -63,8 +70,9 @@ class Transport:
             )
         configuration = _fresh()
         try:
-            load_kube_config(str(path), context=context, client_configuration=configuration, persist_config=False)
-        except (ConfigException, OSError, ValueError) as error:
+            loader = KubeConfigLoader(_document(path), active_context=context, config_base_path=str(path.parent))
+            loader.load_and_set(configuration)
+        except (ConfigException, OSError, ValueError, yaml.YAMLError) as error:
             raise UsageError(f"this kubeconfig cannot be used: {error}", where=str(path)) from error
         return cls(configuration)
 
@@ -98,6 +106,7 @@ class Transport:
 
         Raises:
             Unreachable: there was no answer.
+            ClusterError: by this machine's clock its certificate does not count.
         """
         payload = body if body is None or isinstance(body, str | bytes) else json.dumps(body)
         try:
@@ -110,7 +119,7 @@ class Transport:
                 retries=_RETRIES,
             )
         except urllib3.exceptions.HTTPError as error:
-            raise Unreachable(self.server, _reason(error)) from error
+            raise _failure(self.server, error) from error
         text = answer.data.decode("utf-8", "replace")
         return Response(answer.status, parse(text), text)
 
@@ -142,7 +151,7 @@ class Transport:
                 # A watch left in the middle must not go back to the pool with unread bytes.
                 answer.close()
         except urllib3.exceptions.HTTPError as error:
-            raise Unreachable(self.server, _reason(error)) from error
+            raise _failure(self.server, error) from error
 
     @contextmanager
     def socket(self, path: str, query: Query, protocols: Sequence[str], within: float) -> Iterator[websocket.WebSocket]:
@@ -204,12 +213,50 @@ def _fresh() -> Configuration:
     return configuration
 
 
+def _document(path: Path) -> dict[str, Any]:
+    """A kubeconfig whose certificates and keys are files that are nowhere but in memory.
+
+    The library would write them to temporary files, which a process that is killed leaves behind: an administrator's
+    key.
+
+    Raises:
+        ConfigException: it holds no mapping.
+    """
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict):
+        raise ConfigException("it is empty, or no mapping")
+    entries = [each.get(kind) for kind in ("cluster", "user") for each in document.get(f"{kind}s") or []]
+    for entry in (each for each in entries if isinstance(each, dict)):
+        for name in ("certificate-authority", "client-certificate", "client-key"):
+            if sys.platform == "linux" and entry.get(f"{name}-data"):
+                entry[name] = _memory_file(base64.b64decode(entry.pop(f"{name}-data")))
+    return document
+
+
+@cache
+def _memory_file(content: bytes) -> str:
+    """A file that ends with this process; the same one for the same content."""
+    descriptor = os.memfd_create("kubeconfig")
+    os.write(descriptor, content)
+    return f"/proc/self/fd/{descriptor}"
+
+
 def _is_local(server: str) -> bool:
     host = urlsplit(server).hostname or ""
     try:
         return ip_address(host).is_private
     except ValueError:
         return host == "localhost"
+
+
+def _failure(server: str, error: Exception) -> ClusterError:
+    """What to tell of a request without an answer. Where a clock is wrong, there is nothing to wait for."""
+    reason = _reason(error)
+    if not any(word in reason for word in _UNTIMELY):
+        return Unreachable(server, reason)
+    what = "by the clock of this machine the certificate of the API server is not valid yet, or no longer"
+    fix = "set the clock; if it is right: sandbox down with the name of the cluster, then sandbox up"
+    return ClusterError(what, where=server, fix=fix, details=[reason])
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -64,6 +66,31 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         return int(ended.value.code or 0), said.out, said.err
 
     return run
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 4), (errno.EDQUOT, 4), (errno.EIO, 3)])
+def test_a_full_disk_is_told_in_words_and_is_no_bug_of_ours(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    def watch() -> None:
+        raise OSError(number, os.strerror(number), "/state/reaper.log")
+
+    monkeypatch.setattr(cli.reaper, "watch", watch)
+    ended, _, err = typed("up", "solo")
+    assert ended == code
+    assert ("the disk is full" in err, "this is a bug" in err) == (code == 4, code == 3)
+    assert "/state/reaper.log" in err
+
+
+def test_a_full_disk_that_no_error_names_is_found(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def watch() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    state = str(cli.paths.state_dir())
+    monkeypatch.setattr(cli.reaper, "watch", watch)
+    usage = lambda place: SimpleNamespace(free=0 if str(place) == state else 1 << 30)  # noqa: E731
+    monkeypatch.setattr(cli.shutil, "disk_usage", usage)
+    assert f"{state}: the disk is full" in typed("up", "solo")[2]
 
 
 def options(words: tuple[str, ...]) -> set[str]:

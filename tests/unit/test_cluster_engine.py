@@ -191,6 +191,19 @@ def ensured(names: list[str]) -> dict[str, Any]:
     return {name: SimpleNamespace(ref=f"{name}:1") for name in names}
 
 
+def test_a_cluster_that_was_taken_off_its_network_is_told_at_once(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = put(engine)
+    engine.held[0].attrs["NetworkSettings"]["Networks"] = {}
+    monkeypatch.setattr(nodes, "start_all", lambda *_: pytest.fail("nothing of it can answer"))
+    with pytest.raises(ClusterError, match="taken off its network") as told:
+        bringup._running(cast("Any", engine), SPEC, "solo", None, image=known.image)
+    assert "solo-control-plane is not on the cluster's network" in str(told.value)
+    assert "sandbox down solo" in told.value.fix
+    assert looking.status("solo").problems[-1] == "solo-control-plane is not on the cluster's network"
+
+
 def test_an_engine_that_fails_on_the_way_up_is_told_as_such(
     machine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +262,21 @@ def test_a_mistake_of_ours_in_a_create_is_shown_as_one_and_its_logs_are_kept(
     (digest,) = (tmp_path / "state" / "logs").glob("solo-*/digest.txt")
     assert digest.read_text() == "RuntimeError: no such thing\n"
     assert record.names() == []
+
+
+def test_a_disk_that_is_too_full_for_logs_hides_no_cause_and_keeps_no_cluster(
+    machine: FakeEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def make_network(*_: object, **__: object) -> None:
+        put(machine)
+        (tmp_path / "state" / "logs").write_text("no folder can be made here")
+        raise ClusterError("the /var of a node could not be copied")
+
+    monkeypatch.setattr(containers, "make_network", make_network)
+    with pytest.raises(ClusterError, match="did not come up") as failed:
+        bringup.up(SPEC)
+    assert "could not be copied" in str(failed.value)
+    assert (machine.held, record.names()) == ([], [])
 
 
 def test_an_engine_that_fails_in_a_create_leaves_logs_and_a_cluster_error(

@@ -264,8 +264,20 @@ def test_the_controllers_stop_first_and_go_on_last(monkeypatch: pytest.MonkeyPat
 def test_a_controller_that_cannot_be_stopped_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     node = SimpleNamespace(name="n", labels={containers.ROLE_LABEL: "control-plane"}, pause=lambda: None)
     monkeypatch.setattr(containers, "run", lambda *_: (1, "no process found"))
+    monkeypatch.setattr(stillness, "_MANAGER_SECONDS", 0.1)
     with pytest.raises(ClusterError, match="did not take STOP"):
         stillness.still([cast("Any", node)])
+
+
+def test_a_controller_that_is_being_started_again_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    codes = iter([1, 1, 0])
+    node = SimpleNamespace(
+        name="n", labels={containers.ROLE_LABEL: "control-plane"}, pause=lambda: done.append("pause")
+    )
+    monkeypatch.setattr(containers, "run", lambda *_: (next(codes), ""))
+    stillness.still([cast("Any", node)])
+    assert done == ["pause"]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from sandbox import paths, reaper
-from sandbox.cluster import garbage, leftovers, ownership, record, volumes
+from sandbox.cluster import garbage, leftovers, ownership, record, teardown, volumes
 from sandbox.cluster.owner import Owner
 from sandbox.cluster.pool import entries
 from sandbox.cluster.snapshots import keeping, store
@@ -62,6 +62,19 @@ def test_a_cluster_that_another_command_works_on_stays(engine: FakeEngine) -> No
     with record.locked("solo"):
         assert ("cluster", "solo") not in found()
     assert len(engine.held) == 1
+
+
+def test_a_down_that_is_killed_halfway_is_finished(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(leftovers.containers, "remove", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            teardown.down("solo")
+    halfway = record.get("solo")
+    assert halfway.owner == Owner.me()
+    record.save(replace(halfway, owner=GONE))
+    assert found() >= {("cluster", "solo")}
+    assert (engine.held, record.names()) == ([], [])
 
 
 def test_what_others_made_is_not_even_told(engine: FakeEngine) -> None:

@@ -40,6 +40,7 @@ ALLOWED["plan"] = {*ALLOWED}
 ALLOWED["loading"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["exercise"] = {*ALLOWED, "run"}  # `run` for its type only
 ALLOWED["steady"] = {*ALLOWED, "run"}  # `run` for its type only
+ALLOWED["remains"] = {"host", "kube"}
 ALLOWED["run"] = {*ALLOWED}
 LIBRARIES = {
     "kubernetes": {"kube"},

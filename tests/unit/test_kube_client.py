@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import tempfile
+from base64 import b64encode
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import yaml
+from urllib3 import HTTPSConnectionPool, PoolManager
+from urllib3.exceptions import MaxRetryError, SSLError
 
 from sandbox.errors import ClusterError, DeadlineExceeded, UsageError
 from sandbox.kube import ApiError, Kube, Unreachable, guardrails, namespaces, stacks
 from sandbox.kube.conditions import gone, ready, renewed
-from sandbox.kube.wait import wait_for
+from sandbox.kube.transport import Transport
+from sandbox.kube.wait import Seen, wait_for
 from tests.unit.api_server import Answer, ApiServer, Json, core, kubeconfig, serving, status
 
 PODS = "/api/v1/namespaces/a/pods"
@@ -34,6 +40,50 @@ def listed(version: int, *items: Json) -> Answer:
 def both(tmp_path: Path) -> Iterator[tuple[ApiServer, Kube]]:
     with serving(tmp_path) as pair:
         yield pair
+
+
+def test_no_key_of_a_kubeconfig_is_written_to_a_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed would leave it there."""
+    elsewhere = tmp_path / "tmp"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    path = kubeconfig(tmp_path, "https://127.0.0.1:1")
+    document = yaml.safe_load(path.read_text())
+    document["clusters"][0]["cluster"]["certificate-authority-data"] = b64encode(b"an authority").decode()
+    document["users"][0]["user"] |= {
+        f"client-{name}-data": b64encode(f"a {name}".encode()).decode() for name in ("certificate", "key")
+    }
+    path.write_text(yaml.safe_dump(document))
+    found = Transport.from_kubeconfig(path, None)._configuration
+    texts = [Path(each).read_text() for each in (found.ssl_ca_cert, found.cert_file, found.key_file)]
+    assert texts == ["an authority", "a certificate", "a key"]
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "clusters: ["])
+def test_a_kubeconfig_that_is_none_is_a_usage_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="cannot be used"):
+        Kube.connect(path)
+
+
+@pytest.mark.parametrize("words", ["certificate is not yet valid", "certificate has expired"])
+def test_a_certificate_that_does_not_count_by_the_clock_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    kube = Kube.connect(kubeconfig(tmp_path, "https://127.0.0.1:1"))
+    refused = SSLError(f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {words} (_ssl.c:1006)")
+
+    def request(*_: object, **__: object) -> None:
+        raise MaxRetryError(HTTPSConnectionPool("127.0.0.1"), "/readyz", refused)
+
+    monkeypatch.setattr(PoolManager, "request", request)
+    with pytest.raises(ClusterError, match="by the clock of this machine") as told:
+        wait_for(lambda: Seen(kube.request("GET", "/readyz").ok, None, ""), within=60, what="the API server")
+    assert not isinstance(told.value, Unreachable)
+    assert words in str(told.value)
+    assert "set the clock" in told.value.fix
 
 
 def test_a_missing_kubeconfig_is_a_usage_error_that_names_it(tmp_path: Path) -> None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from test_judge import history
 
-from sandbox import probes, run, suite
+from sandbox import probes, remains, run, suite
 from sandbox.cluster import Owner
 from sandbox.errors import EXIT_ENVIRONMENT, ClusterError, DeadlineExceeded, NotOurs
 from sandbox.exercise import attack_moments
+from sandbox.host.mark import MARK
 from sandbox.judge import weigh as judge
 from sandbox.judge.consistency import PHASES
-from sandbox.kube import stacks
+from sandbox.kube import inventory, stacks
 from sandbox.plan import Plan, load_all
 from sandbox.run import Options, Outcome, Run, execute
 from sandbox.spec.results import Results
@@ -165,6 +170,56 @@ def test_a_run_that_cannot_clean_up_is_no_pass_in_any_of_its_files(
         assert suite.replay(outcome.folder)[0].verdict == "invalid", "the line that tells of it cannot be lost"
 
 
+SLEEPER = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
+
+
+@pytest.mark.parametrize("command", [SLEEPER, ["sh", "-c", '"$0" "$@" &', *SLEEPER]], ids=["its child", "an orphan"])
+def test_a_run_that_leaves_a_process_is_no_pass_and_the_process_is_ended(
+    plan: Plan, executed: Callable[..., Outcome], command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    object.__setattr__(plan, "scenario", plan.scenario.model_copy(update={"load": None, "slo": {}}))
+    monkeypatch.setenv(MARK, f"{os.getpid()} 1.0 {uuid.uuid4()}")
+    monkeypatch.setattr(remains, "_END_SECONDS", 0.2)
+    found: list[psutil.Process] = []
+    started: list[subprocess.Popen[bytes]] = []
+
+    def leave(_: Run) -> None:
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        assert started[0].stdout is not None
+        found.append(psutil.Process(int(started[0].stdout.readline())))
+        started[0].stdout.close()
+
+    outcome = executed(*phases(exercise=leave))
+    started[0].wait()
+    assert outcome.exit_code == 3
+    assert "left processes behind" in written(outcome).headline
+    assert not found[0].is_running() or found[0].status() == psutil.STATUS_ZOMBIE
+
+
+class Served:
+    """A cluster that holds these objects, one set for each look."""
+
+    server = "https://127.0.0.1:1"
+
+    def __init__(self, *looks: list[str]) -> None:
+        self.looks = [*looks]
+
+    def take(self, _: object) -> inventory.Inventory:
+        return inventory.Inventory(dict.fromkeys(self.looks.pop(0) if len(self.looks) > 1 else self.looks[0], "uid"))
+
+
+def test_what_a_run_leaves_on_a_cluster_that_stays_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    kube = Served(["v1/Node a", "v1/PersistentVolume b"], ["v1/Node a"])
+    monkeypatch.setattr(inventory, "take", kube.take)
+    before = inventory.Inventory({"v1/Node a": "uid", "v1/ConfigMap gone": "uid"})
+    remains.refuse_objects(kube, before)  # type: ignore[arg-type]  # the volume went by itself
+    monkeypatch.setattr(remains, "_GONE_SECONDS", 0.1)
+    kube.looks = [["v1/Node a", "apiextensions.k8s.io/v1/CustomResourceDefinition left.example.com"]]
+    with pytest.raises(ClusterError, match="left objects on the cluster") as refused:
+        remains.refuse_objects(kube, before)  # type: ignore[arg-type]
+    assert refused.value.details == ["apiextensions.k8s.io/v1/CustomResourceDefinition left.example.com"]
+
+
 def test_attempts_are_spread_over_the_load_and_one_is_made_as_each_fault_strikes() -> None:
     moments = attack_moments(10, 60.0, [20.0, 21.0])
     assert len(moments) == 10
@@ -270,6 +325,7 @@ def test_required_stacks_are_deployed_first_told_apart_and_looked_at_by_probes(
 
     monkeypatch.setattr(run.stacks, "deploy", fake)
     monkeypatch.setattr(probes, "look", look)
+    monkeypatch.setattr(inventory, "take", lambda kube: inventory.Inventory({}))
     monkeypatch.setattr(run.namespaces, "clear", lambda kube: [])
     monkeypatch.setattr(run.workloads, "clear", lambda kube: None)
     monkeypatch.setattr(run, "_references", lambda plan: dict.fromkeys(plan.images, "ref"))
@@ -290,4 +346,5 @@ def test_required_stacks_are_deployed_first_told_apart_and_looked_at_by_probes(
 class Node:
     """A cluster, as far as a stack's endpoint goes."""
 
+    provider = "kind"
     node_addresses = ("192.0.2.1",)

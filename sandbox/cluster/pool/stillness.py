@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from docker.errors import APIError
 
 from sandbox.cluster import containers
-from sandbox.errors import ClusterError
+from sandbox.errors import ClusterError, DeadlineExceeded
 from sandbox.kube import Kube, Seen, wait_for
 from sandbox.kube.conditions import renewed
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _MANAGER = "kube-controller-manager"
 _LEASE_SECONDS = 30.0
 _PAUSE_SECONDS = 60.0
+_MANAGER_SECONDS = 60.0  # the kubelet's back-off, on a busy machine
 _FRESH_SECONDS = 15.0  # a lease is renewed every 10 s, and counts as lost after 40: one this old need not be waited for
 
 
@@ -59,11 +61,21 @@ def complete(kube: Kube, nodes: Sequence[Container], names: Sequence[str], *, si
 
 
 def _signal(nodes: Sequence[Container], signal: str) -> None:
+    """Signal the controller-manager of every control plane; one that is just being started again is waited for."""
     planes = [node for node in nodes if node.labels.get(containers.ROLE_LABEL) == "control-plane"]
     for plane in planes:
-        code, said = containers.run(plane, ["pkill", f"-{signal}", "-f", f"^{_MANAGER} "])
-        if code:
-            raise ClusterError(f"{_MANAGER} did not take {signal}", where=str(plane.name), details=[said])
+        send = partial(_sent, plane, signal)
+        try:
+            if not send().done:
+                wait_for(send, within=_MANAGER_SECONDS, what=f"a {_MANAGER} that takes {signal}")
+        except DeadlineExceeded as error:
+            what = f"{_MANAGER} did not take {signal}"
+            raise ClusterError(what, where=str(plane.name), details=error.details) from error
+
+
+def _sent(plane: Container, signal: str) -> Seen[None]:
+    code, said = containers.run(plane, ["pkill", f"-{signal}", "-f", f"^{_MANAGER} "])
+    return Seen(code == 0, None, said or "it does not run")
 
 
 def _pause(node: Container) -> None:
