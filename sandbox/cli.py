@@ -7,13 +7,12 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -25,10 +24,8 @@ from sandbox.cli_load import BaselineOption, load
 from sandbox.cli_output import Output, OutputOption, out, show_up, table, write_json
 from sandbox.cli_pool import pool_app
 from sandbox.cli_snapshot import snapshot_app
+from sandbox.cli_status import status
 from sandbox.errors import EXIT_ENVIRONMENT, EXIT_FAIL, EXIT_INVALID, EnvironmentMissing, SandboxError, UsageError
-
-if TYPE_CHECKING:
-    from sandbox.cluster import Status
 
 app = typer.Typer(
     help="A local AI-on-Kubernetes sandbox: a real cluster and model, load, chaos, attacks, and an honest verdict.",
@@ -43,8 +40,7 @@ app.add_typer(images_app, name="images")
 app.add_typer(pool_app, name="pool")
 app.add_typer(snapshot_app, name="snapshot")
 app.command()(load)
-_MIB, _GIB = 1 << 20, 1 << 30
-_TWO_HOURS = 120  # minutes
+app.command()(status)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FULL_BYTES = 1 << 20
 errors_out = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -182,54 +178,6 @@ def _raise_worst(refused: list[SandboxError]) -> None:
         errors_out.print(str(other), markup=False)
     if worst:
         raise worst[0]
-
-
-@app.command()
-def status(
-    name: Annotated[str | None, typer.Argument(help="One cluster; all without.")] = None,
-    output: OutputOption = Output.text,
-) -> None:
-    """Say how clusters are doing. Looks only."""
-    from sandbox import cluster
-
-    found = cluster.weighed([cluster.status(name)] if name else cluster.list_clusters())
-    if output is Output.json:
-        write_json(found)
-    elif not found:
-        out.print("no cluster; make one: sandbox up")
-    else:
-        rows = [
-            (
-                each.name,
-                f"{each.state}, in use" if each.in_use else each.state,
-                each.version,
-                ", ".join(
-                    [node.name for node in each.nodes] + ([f"{each.simulated[1]} simulated"] * any(each.simulated))
-                ),
-                _since(each),
-                each.words,
-                _size(each.memory),
-                _size(each.disk),
-                "; ".join(each.problems),
-            )
-            for each in found
-        ]
-        out.print(
-            table(("cluster", "state", "kubernetes", "nodes", "since", "came", "memory", "disk", "problems"), rows)
-        )
-
-
-def _size(size: int | None) -> str:
-    """Bytes for people; empty where they are not known."""
-    return "" if size is None else f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"
-
-
-def _since(status: Status) -> str:
-    """Since when a cluster is there."""
-    if not status.created:
-        return ""
-    minutes = (time.time() - status.created) / 60
-    return f"{minutes:.0f} min" if minutes < _TWO_HOURS else f"{minutes / 60:.0f} h"
 
 
 @app.command()
