@@ -123,10 +123,8 @@ class Clusters:
     """The clusters this session made, each taken by several tests; the last two of them stay until the end.
 
     An idle cluster is not idle: a thousand simulated nodes take a fifth of a core, and what is measured beside them
-    suffers.
+    suffers. So of several processes of pytest-xdist each keeps one.
     """
-
-    _MOST = 2
 
     def __init__(self, *, keep: bool, name: str | None = None, worker: str = "") -> None:
         """Begin with none.
@@ -139,6 +137,7 @@ class Clusters:
         self._keep = keep
         self._name = name
         self._suffix = f"-{worker}" if worker else ""
+        self._most = 1 if worker else 2
         self._names: list[str] = []  # the one taken last at the end
         self._watch = ExitStack()
 
@@ -165,7 +164,7 @@ class Clusters:
         if not self._names:
             self._watch.enter_context(reaper.watch())
         self._names = [*(each for each in self._names if each != name), name]
-        while len(self._names) > self._MOST:
+        while len(self._names) > self._most:
             suite.release(self._names.pop(0))
 
     def close(self) -> None:

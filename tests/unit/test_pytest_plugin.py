@@ -122,6 +122,16 @@ def test_a_session_keeps_the_two_clusters_it_used_last(monkeypatch: pytest.Monke
     assert sorted(released) == ["solo", "solo-gpu", "trio"]
 
 
+def test_processes_of_xdist_have_clusters_of_their_own_and_keep_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[str] = []
+    monkeypatch.setattr("sandbox.cluster.up", lambda spec, **options: options["name"])
+    monkeypatch.setattr("sandbox.suite.release", released.append)
+    session = Clusters(keep=False, worker="gw1")
+    assert [session.up(shape) for shape in ("solo", "trio")] == ["solo-gw1", "trio-gw1"]
+    assert released == ["solo-gw1"]
+    assert Clusters(keep=False, worker="gw1", name="mine").up("solo") == "mine"
+
+
 def test_a_session_that_keeps_its_clusters_gives_them_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = put(installed(tmp_path, monkeypatch), owner=Owner.me())
     session = Clusters(keep=True)
