@@ -331,6 +331,25 @@ def test_what_stays_or_cannot_be_seen_is_unclean_and_named(
     assert "v1/ConfigMap x/m" in told.value.details[0]
 
 
+def test_what_no_step_can_help_is_given_up_soon_but_not_while_pods_are_on_their_way(
+    looks: list[list[Json] | ClusterError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks[:] = [[a("ConfigMap", "m", "x")]]
+    monkeypatch.setattr(resetting, "_SAME_SECONDS", 0.0)
+    with pytest.raises(Unclean, match="v1/ConfigMap x/m"):
+        reset(ONE, EMPTY)
+    seen: list[int] = []
+
+    def on_their_way(turn: Turn) -> list[str]:
+        seen.append(turn.number)
+        return ["not Ready: a pod"]
+
+    monkeypatch.setattr(api, "left", on_their_way)
+    with pytest.raises(Unclean, match="not Ready: a pod"):
+        reset(ONE, EMPTY, within=2)
+    assert len(seen) > resetting._SAME_LOOKS + 1
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_cluster_that_cannot_be_proven_clean_is_replaced(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, fails: bool
