@@ -93,8 +93,8 @@ def reset(cluster: Cluster, before: Clean, *, within: float = _SECONDS) -> Prove
         except ClusterError as error:  # such as a kind that went between two questions
             return Seen(False, before, str(error))
         if left := [*looks[-1].changed, *looks[-1].pending]:
-            if _hopeless(looks):
-                raise DeadlineExceeded("nothing has changed any more", details=left)
+            if api.lost(turn) or _hopeless(looks):
+                raise DeadlineExceeded("nothing will change any more", details=left)
             return Seen(False, before, "\n".join(left))
         now = inventory.of(turn.objects.values())
         return Seen(True, replace(before, inventory=now, traces=turn.traces, bodies=turn.objects), "")
