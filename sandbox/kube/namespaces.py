@@ -24,6 +24,7 @@ _LINGER_SECONDS = 4.0
 _ALONE_SECONDS = 4.2
 _AT_ONCE = 6
 _MAKERS = ("apps", "batch")  # groups of kinds that make pods again
+_MADE_AGAIN = {("v1", "ConfigMap"), ("v1", "ServiceAccount")}  # controllers make one of each in every open namespace
 _NOT_FOUND = 404
 _POD_SECURITY = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
 
@@ -83,12 +84,14 @@ def end(kube: Kube, names: Sequence[str], *, within: float = 90.0) -> None:
         _delete(kube, pool, names, makers)
         for name in names:
             kube.delete_all("v1", "Pod", name, grace=1)
-        _delete(kube, pool, names, [each for each in kinds if each.kind != "Pod" and each not in makers])
+        again = [each for each in kinds if (each.api_version, each.kind) in _MADE_AGAIN]
+        _delete(kube, pool, names, [each for each in kinds if each.kind != "Pod" and each not in [*makers, *again]])
         for name in names:
             _end_pods(kube, name)
         closed = time.monotonic()
         for name in names:  # nothing new is let in from here on, whatever a controller would make again
             kube.request("DELETE", kube.path(make(name)))
+        _delete(kube, pool, names, again)
         for name in names:
             left = max(1.0, deadline - time.monotonic())
             wait_for(partial(_emptied, kube, pool, kinds, name), within=left, what=f"the end of all that is in {name}")
