@@ -160,7 +160,7 @@ def reset(name: NameArgument = "solo", output: OutputOption = Output.text) -> No
     for line in done.found:
         out.print(f"  {line}", markup=False, soft_wrap=True)
     words = "is as it came up" if done.way == "reset" else "could not be reset, and was made anew"
-    out.print(f"{name} {words}: {len(done.found)} things were not as they had been")
+    out.print(f"{name} {words}; {len(done.found) or 'no'} differences were found")
 
 
 @contextmanager

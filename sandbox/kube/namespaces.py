@@ -23,7 +23,6 @@ _LINGER_SECONDS = 4.0
 # again while the controller is at work, would be deleted too.
 _ALONE_SECONDS = 4.2
 _AT_ONCE = 6
-_MAKERS = ("apps", "batch")  # groups of kinds that make pods again
 _NOT_FOUND = 404
 _POD_SECURITY = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
 
@@ -56,9 +55,8 @@ def remove(kube: Kube, names: Iterable[str], *, within: float = 90.0) -> None:
     """Delete namespaces of ours with all they hold and wait until they are gone; pods get one second, not their grace.
 
     Every kind that the server has in namespaces is deleted and looked at here: the namespace controller begins only
-    five seconds after the deletion, and looks again after half the pods' own grace period. So the namespace itself is
-    deleted once its pods have ended. What is not empty when the controller begins is left to it. What is not there is
-    no error.
+    five seconds after the deletion, and looks again after half the pods' own grace period. What is not empty by then is
+    left to it. What is not there is no error.
 
     Raises:
         ClusterError: one is not ours; nothing was deleted. Or a kind could not be looked at.
@@ -76,31 +74,24 @@ def end(kube: Kube, names: Sequence[str], *, within: float = 90.0) -> None:
     """
     if not names:
         return
-    deadline = time.monotonic() + within
+    begun = time.monotonic()
+    deadline = begun + within
+    for name in names:  # first: nothing new is let in from here on, whatever a controller would make again
+        kube.request("DELETE", kube.path(make(name)))
+        kube.delete_all("v1", "Pod", name, grace=1)
     kinds = [each for each in inventory.resources(kube) if each.namespaced]
+    paths = [each.path(name) for name in names for each in kinds if each.kind != "Pod"]
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        makers = [each for each in kinds if each.api_version.partition("/")[0] in _MAKERS]
-        _delete(kube, pool, names, makers)
-        for name in names:
-            kube.delete_all("v1", "Pod", name, grace=1)
-        _delete(kube, pool, names, [each for each in kinds if each.kind != "Pod" and each not in makers])
+        list(pool.map(lambda path: kube.request("DELETE", path), paths))
         for name in names:
             _end_pods(kube, name)
-        closed = time.monotonic()
-        for name in names:  # nothing new is let in from here on, whatever a controller would make again
-            kube.request("DELETE", kube.path(make(name)))
         for name in names:
             left = max(1.0, deadline - time.monotonic())
-            wait_for(partial(_emptied, kube, pool, kinds, name), within=left, what=f"the end of all that is in {name}")
-            if time.monotonic() - closed < _ALONE_SECONDS:
+            wait_for(partial(_empty, kube, pool, kinds, name), within=left, what=f"the end of all that is in {name}")
+            if time.monotonic() - begun < _ALONE_SECONDS:
                 empty = {**make(name), "spec": {"finalizers": []}}
                 kube.request("PUT", f"{kube.path(make(name))}/finalize", empty)
     kube.delete([make(name) for name in names], within=max(1.0, deadline - time.monotonic()))
-
-
-def _delete(kube: Kube, pool: ThreadPoolExecutor, names: Iterable[str], kinds: Iterable[Resource]) -> None:
-    paths = [each.path(name) for name in names for each in kinds]
-    list(pool.map(lambda path: kube.request("DELETE", path), paths))
 
 
 def _end_pods(kube: Kube, name: str) -> None:
@@ -111,8 +102,8 @@ def _end_pods(kube: Kube, name: str) -> None:
         kube.delete_all("v1", "Pod", name, grace=0)
 
 
-def _emptied(kube: Kube, pool: ThreadPoolExecutor, kinds: Sequence[Resource], name: str) -> Seen[None]:
-    """One look at whether a namespace holds nothing of any kind, but what the server itself counts; it is deleted."""
+def _empty(kube: Kube, pool: ThreadPoolExecutor, kinds: Sequence[Resource], name: str) -> Seen[None]:
+    """One look at whether a namespace holds nothing of any kind, but what the server itself counts."""
     looked = [each for each in kinds if not inventory.is_counted(each)]
     lists = [*pool.map(lambda each: kube.request("GET", each.path(name), query=[("limit", "5")]), looked)]
     left = []
@@ -122,8 +113,6 @@ def _emptied(kube: Kube, pool: ThreadPoolExecutor, kinds: Sequence[Resource], na
         if not answer.ok or not isinstance(answer.body, dict):
             left.append(f"{each.kind}: cannot be listed, status {answer.status}")
             continue
-        if answer.body["items"]:
-            kube.request("DELETE", each.path(name))
         for thing in answer.body["items"]:
             holders = ", ".join(thing["metadata"].get("finalizers") or [])
             left.append(f"{each.kind} {thing['metadata']['name']}" + (f", held by {holders}" if holders else ""))

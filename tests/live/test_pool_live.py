@@ -122,8 +122,10 @@ def test_one_that_somebody_used_is_not_handed_out(
     try:
         said = capsys.readouterr().err
         assert f"{name} is not handed out, and removed" in said
-        for left in ("v1/ConfigMap default/left", "iptables -A INPUT -p tcp -m tcp --dport 9 -j DROP", "files of /etc"):
+        rule = "iptables filter -A INPUT -p tcp -m tcp --dport 9 -j DROP"
+        for left in ("v1/ConfigMap default/left", rule, "file 644 5 "):
             assert f"there since: {left}" in said, left
+        assert " /etc/left" in said
         assert one.origin.way == "snapshot"
         assert answers(one)
     finally:

@@ -197,17 +197,16 @@ def test_another_object_of_that_name_is_not_taken_for_the_one_of_before() -> Non
 
 
 def test_what_went_is_made_anew_and_counts_as_the_same_only_if_it_is() -> None:
-    made = turn(held=[SETTINGS, a("Namespace", "x"), a("Pod", "p", "x", metadata={"ownerReferences": [{"uid": "1"}]})])
+    made = turn(held=[SETTINGS, a("Pod", "p", "x", metadata={"ownerReferences": [{"uid": "1"}]})])
     api.put_back(made)
     asked = cast("Any", made.kube).asked
-    assert [(method, path) for method, path, _ in asked] == [("POST", "Namespace"), ("POST", "ConfigMap")]
+    assert [(method, path) for method, path, _ in asked] == [("POST", "ConfigMap")]
     assert "uid" not in asked[-1][2]["metadata"]
     again = {**SETTINGS, "metadata": {**SETTINGS["metadata"], "uid": "new"}}
-    rest = [a("Namespace", "x"), a("Pod", "p", "x", metadata={"ownerReferences": [{"uid": "1"}]})]
-    known = {*made.memory.made} - {"v1/Namespace x"}
-    assert clean.difference(made.clean, [again, *rest], {"n1": []}, made=known) == []
+    rest = [a("Pod", "p", "x", metadata={"ownerReferences": [{"uid": "1"}]})]
+    assert clean.difference(made.clean, [again, *rest], {"n1": []}, made=made.memory.made) == []
     other = {**again, "data": {"a": "2"}}
-    assert clean.difference(made.clean, [other, *rest], {"n1": []}, made=known) == [
+    assert clean.difference(made.clean, [other, *rest], {"n1": []}, made=made.memory.made) == [
         "changed: v1/ConfigMap x/settings: data.a"
     ]
 
@@ -329,6 +328,35 @@ def test_what_stays_or_cannot_be_seen_is_unclean_and_named(
     with pytest.raises(Unclean, match="could not be reset") as told:
         reset(ONE, EMPTY, within=0.1)
     assert "v1/ConfigMap x/m" in told.value.details[0]
+
+
+def test_what_no_step_can_help_is_given_up_soon_but_not_while_pods_are_on_their_way(
+    looks: list[list[Json] | ClusterError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks[:] = [[a("ConfigMap", "m", "x")]]
+    monkeypatch.setattr(resetting, "_SAME_SECONDS", 0.0)
+    with pytest.raises(Unclean, match="v1/ConfigMap x/m"):
+        reset(ONE, EMPTY)
+    seen: list[int] = []
+
+    def on_their_way(turn: Turn) -> list[str]:
+        seen.append(turn.number)
+        return ["not Ready: a pod"]
+
+    monkeypatch.setattr(api, "left", on_their_way)
+    with pytest.raises(Unclean, match="not Ready: a pod"):
+        reset(ONE, EMPTY, within=2)
+    assert len(seen) > resetting._SAME_LOOKS + 1
+
+
+@pytest.mark.parametrize("now", [[], [a("Namespace", "x", metadata={"uid": "other"})]])
+def test_a_cluster_that_lost_a_namespace_is_given_up_at_once(
+    looks: list[list[Json] | ClusterError], now: list[Json]
+) -> None:
+    space = a("Namespace", "x")
+    looks[:] = [now]
+    with pytest.raises(Unclean, match="v1/Namespace x"):
+        reset(ONE, replace(EMPTY, inventory=inventory.of([space]), bodies={"v1/Namespace x": space}))
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -125,6 +125,49 @@ def test_what_changes_by_itself_is_no_leftover(tmp_path: Path, what: str) -> Non
     assert not inventory.difference(before, now)
 
 
+LEASES = group("coordination.k8s.io", ("v1", [told("leases", "Lease")]))
+SLICES = group("discovery.k8s.io", ("v1", [told("endpointslices", "EndpointSlice")]))
+CSRS = group("certificates.k8s.io", ("v1", [told("csrs", "CertificateSigningRequest", spaced=False)]))
+
+
+def test_of_what_controllers_make_only_what_none_of_them_made_counts(tmp_path: Path) -> None:
+    owned_by = {"ownerReferences": [{"kind": "Node", "name": "n1"}]}
+    served = {"labels": {"endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"}}
+    held = {
+        "/apis/coordination.k8s.io/v1/leases": [thing("n1", metadata=owned_by), thing("left", spec={"holder": "a"})],
+        "/apis/discovery.k8s.io/v1/endpointslices": [thing("sim-x", metadata=served), thing("left")],
+        "/apis/certificates.k8s.io/v1/csrs": [
+            thing("csr-x", "", spec={"signerName": "kubernetes.io/kube-apiserver-client-kubelet"}),
+            thing("left", "", spec={"signerName": "kubernetes.io/kube-apiserver-client"}),
+        ],
+    }
+    now = taken(tmp_path / "b", held, LEASES, SLICES, CSRS)
+    assert [*now.objects] == [
+        "coordination.k8s.io/v1/Lease default/left",
+        "discovery.k8s.io/v1/EndpointSlice default/left",
+        "certificates.k8s.io/v1/CertificateSigningRequest left",
+    ]
+    held["/apis/coordination.k8s.io/v1/leases"][1] = thing("left", uid="u2", spec={"holder": "b"})
+    assert not inventory.difference(now, taken(tmp_path / "c", held, LEASES, SLICES, CSRS))
+
+
+def test_what_a_node_offers_is_asked_for_and_what_it_has_is_not(tmp_path: Path) -> None:
+    def offers(**more: str) -> dict[str, list[Json]]:
+        return {NODES: [thing("n1", "", spec={}, status={"allocatable": {"cpu": "2", **more}})]}
+
+    before = taken(tmp_path / "a", offers(memory="1Gi"))
+    assert not inventory.difference(before, taken(tmp_path / "b", offers(memory="2Gi")))
+    with_gpu = taken(tmp_path / "c", offers(**{"nvidia.com/gpu": "1"}))
+    assert inventory.difference(before, with_gpu).words == [OTHER_NODE]
+
+
+def test_the_fields_that_changed_are_named() -> None:
+    before = {"metadata": {"labels": {"a": "1"}}, "spec": {"taints": [], "deep": {"a": {"b": 1}}}}
+    now = {"metadata": {"labels": {}}, "spec": {"taints": [1], "deep": {"a": {"b": 2}}}}
+    assert inventory.paths_changed(before, now) == ["metadata.labels.a", "spec.deep.a", "spec.taints"]
+    assert inventory.paths_changed(before, before) == []
+
+
 def test_objects_of_kinds_that_came_since_are_seen(tmp_path: Path) -> None:
     mine = group("mine.example", ("v1", [told("widgets", "Widget")]))
     now = taken(tmp_path / "b", {"/apis/mine.example/v1/widgets": [thing("w")]}, mine)

@@ -53,7 +53,7 @@ def put_back(turn: Turn) -> None:
         before, now = turn.clean.bodies.get(name), turn.objects.get(name)
         if before and now and (name in turn.memory.made or before["metadata"]["uid"] == now["metadata"]["uid"]):
             _replace(turn, before, now)
-    for name in sorted(turn.difference.removed, key=lambda name: not name.startswith("v1/Namespace ")):
+    for name in turn.difference.removed:
         before = turn.clean.bodies.get(name)
         if before and not before["metadata"].get("ownerReferences"):
             turn.memory.made.add(name)
@@ -100,6 +100,16 @@ def events(turn: Turn) -> None:
     """Remove the events of before."""
     for space in sorted({event["metadata"]["namespace"] for event in _old_events(turn)}):
         turn.kube.request("DELETE", f"/api/v1/namespaces/{space}/events")
+
+
+def lost(turn: Turn) -> list[str]:
+    """Namespaces that went, or are others of that name: what was in them cannot be put back, UIDs and all."""
+    found = []
+    for name in (name for name in turn.clean.bodies if name.startswith("v1/Namespace ")):
+        now = turn.objects.get(name)
+        if now is None or now["metadata"]["uid"] != turn.clean.bodies[name]["metadata"]["uid"]:
+            found.append(name)
+    return found
 
 
 def left(turn: Turn) -> list[str]:

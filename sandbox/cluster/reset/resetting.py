@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, takewhile
 from typing import TYPE_CHECKING
 
 from sandbox.cluster import clean, containers
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sandbox.cluster.record import Cluster
 
 _SECONDS = 60.0
+_SAME_LOOKS, _SAME_SECONDS = 3, 12.0
 
 Step = Callable[[Turn], None]
 STEPS: tuple[Step, ...] = (
@@ -46,11 +48,20 @@ class Unclean(ClusterError):
 
 
 @dataclass(frozen=True)
+class _Look:
+    """What one turn found: what is not as it was, and pods and events that are on their way."""
+
+    at: float
+    changed: list[str]
+    pending: list[str]
+
+
+@dataclass(frozen=True)
 class Proven:
     """A cluster that was reset, and found clean.
 
     Attributes:
-        found: what was not as it had been, as it was found first.
+        found: what was not as it had been, as it was found first; without pods and events, which come and go.
         clean: what it holds now: as before, where objects were put back with other UIDs.
     """
 
@@ -73,16 +84,18 @@ def reset(cluster: Cluster, before: Clean, *, within: float = _SECONDS) -> Prove
     """
     nodes = containers.nodes(client(), cluster.name)
     kube = Kube.connect(cluster.kubeconfig, cluster.context)
-    memory, numbers, found = Memory(), count(1), list[list[str]]()
+    memory, numbers, looks = Memory(), count(1), list[_Look]()
 
     def attempt() -> Seen[Clean]:
         turn = Turn(cluster, before, kube, nodes, next(numbers), memory)
         try:
-            found.append(_turned(turn))
+            looks.append(_turned(turn))
         except ClusterError as error:  # such as a kind that went between two questions
             return Seen(False, before, str(error))
-        if found[-1]:
-            return Seen(False, before, "\n".join(found[-1]))
+        if left := [*looks[-1].changed, *looks[-1].pending]:
+            if api.lost(turn) or _hopeless(looks):
+                raise DeadlineExceeded("nothing will change any more", details=left)
+            return Seen(False, before, "\n".join(left))
         now = inventory.of(turn.objects.values())
         return Seen(True, replace(before, inventory=now, traces=turn.traces, bodies=turn.objects), "")
 
@@ -95,12 +108,20 @@ def reset(cluster: Cluster, before: Clean, *, within: float = _SECONDS) -> Prove
             details=error.details,
             fix=f"sandbox down {cluster.name}, then sandbox up {cluster.name}",
         ) from error
-    return Proven(found[0], clean_now)
+    return Proven(looks[0].changed, clean_now)
 
 
-def _turned(turn: Turn) -> list[str]:
+def _turned(turn: Turn) -> _Look:
     """Go through the steps; what was not clean before them."""
     for step in STEPS:
         step(turn)
     there = [*turn.objects.values()]
-    return clean.difference(turn.clean, there, turn.traces, made=turn.memory.made) + api.left(turn)
+    changed = clean.difference(turn.clean, there, turn.traces, made=turn.memory.made)
+    return _Look(time.monotonic(), changed, api.left(turn))
+
+
+def _hopeless(looks: Sequence[_Look]) -> bool:
+    """Whether nothing is on its way, and all that is left has been so for a while: no step can help it."""
+    last = looks[-1]
+    same = [*takewhile(lambda look: not look.pending and look.changed == last.changed, reversed(looks))]
+    return len(same) > _SAME_LOOKS and last.at - same[-1].at > _SAME_SECONDS
