@@ -185,6 +185,54 @@ def test_no_snapshot_that_has_a_file_is_fileless(engine: FakeEngine) -> None:
     assert keeping.fileless(engine) == ["half"]  # type: ignore[arg-type]
 
 
+def test_a_cluster_that_runs_on_a_snapshot_outlives_it(engine: FakeEngine) -> None:
+    """A container carries the labels of the image it runs on."""
+    put(engine)
+    ours = {ownership.STATE_LABEL: str(paths.state_dir()), store.LABEL: "mine"}
+    engine.held[0].labels |= ours
+    helper = FakeContainer(engine, "helper", network="", cluster="", status="exited")
+    helper.labels = ours
+    engine.held.append(helper)
+    engine.labelled, engine.volumes_held = {"v": ours}, {"v"}
+    assert keeping.remove("mine") == ["container helper", "volume v"]
+    assert keeping.fileless(engine) == []  # type: ignore[arg-type]
+    assert [each.name for each in engine.held] == ["solo-control-plane"]
+
+
+def test_an_image_that_a_copy_ran_on_goes_once_the_copy_has_gone(engine: FakeEngine) -> None:
+    """Beside the snapshot that has its name now."""
+    ours = {ownership.STATE_LABEL: str(paths.state_dir()), store.LABEL: "kept"}
+    images = [SimpleNamespace(id=each, tags=[each], labels=ours) for each in ("sha256:now", "sha256:earlier")]
+    used, removed = ["sha256:earlier"], list[str]()
+
+    class Engine(FakeEngine):
+        @property
+        def images(self) -> Any:
+            return SimpleNamespace(list=lambda **_: images, remove=lambda tag, **_: removed.append(tag))
+
+        def _containers(self, filters: dict[str, Any], **_: object) -> list[FakeContainer]:
+            return [FakeContainer(self, "copy")] if filters.get("ancestor") in used else []
+
+    store.write(snapshot("kept", image="sha256:now", volume="v"))
+    made: Any = Engine(labelled={"v": ours}, volumes_held={"v"})
+    assert (keeping.reap(made), removed) == ([], [])
+    used.clear()
+    assert keeping.fileless(made) == ["kept"]
+    assert (keeping.reap(made), removed) == (["kept"], ["sha256:earlier"])
+    assert made.volumes_held == {"v"}
+
+
+def snapshot(name: str, *, image: str, volume: str) -> store.Snapshot:
+    node = store.SnapshotNode(
+        suffix="-control-plane", role="control-plane", name="node", image=image, volume=volume, serial="s",
+        fingerprint="1", container={},
+    )  # fmt: skip
+    return store.Snapshot(
+        format=store.FORMAT, name=name, key="", contents="solo", created=1.0, cluster="solo", spec={}, image="node:1",
+        images=[], uid="u", ground={}, ready=[], kubeconfig="", nodes=[node],
+    )  # fmt: skip
+
+
 SCRIPT = """
 import os, sys, time
 from sandbox import reaper
