@@ -153,13 +153,14 @@ def child(engine: FakeEngine) -> Iterator[Any]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(mark: str) -> subprocess.Popen[bytes]:
+        program = "import time; print(flush=True); time.sleep(60)"
         process = subprocess.Popen(
-            [sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, MARK: mark}
+            [sys.executable, "-c", program], env={**os.environ, MARK: mark}, stdout=subprocess.PIPE
         )
         started.append(process)
-        deadline = time.monotonic() + 10
-        while psutil.Process(process.pid).environ().get(MARK) != mark and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert process.stdout is not None
+        process.stdout.readline()  # it is that program by now, and shows its environment
+        process.stdout.close()
         return process
 
     yield start
@@ -238,6 +239,7 @@ import os, sys, time
 from sandbox import reaper
 with reaper.watch():
     print("watched", flush=True)
+    sys.stdin.readline()
     {act}
 """
 
@@ -248,13 +250,16 @@ def watched(tmp_path: Path, act: str) -> tuple[int, str]:
     env.pop(MARK, None)
     (tmp_path / "clusters").mkdir()
     (tmp_path / "clusters" / "gone.lock").touch()
-    with subprocess.Popen([sys.executable, "-c", SCRIPT.format(act=act)], env=env, stdout=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", SCRIPT.format(act=act)]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        (its_reaper,) = psutil.Process(process.pid).children()
+        process.stdin.close()
         code = process.wait(timeout=60)
-    log = tmp_path / "reaper.log"
-    deadline = time.monotonic() + 60
-    while code < 0 and "removed" not in log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return code, log.read_text()
+        its_reaper.wait(timeout=60)
+    return code, (tmp_path / "reaper.log").read_text()
 
 
 def test_a_command_that_is_killed_is_cleared_up_after_by_its_reaper(tmp_path: Path) -> None:
