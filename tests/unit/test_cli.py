@@ -97,7 +97,7 @@ def test_a_full_disk_that_no_error_names_is_found(typed: Typed, monkeypatch: pyt
     "words",
     [
         ("up",), ("down", "solo"), ("run", "first-answer"), ("pool", "drain"),
-        ("snapshot", "save", "mine"), ("snapshot", "restore", "mine"), ("snapshot", "remove", "mine"),
+        ("snapshot", "restore", "mine"), ("snapshot", "remove", "mine"),
     ],
 )  # fmt: skip
 def test_what_makes_or_removes_things_has_a_reaper(
