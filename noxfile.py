@@ -128,6 +128,7 @@ def bench(session: nox.Session) -> None:
 def kills(session: nox.Session) -> None:
     """Commands killed at random moments: does the next one work, is anything left? Takes hours, so not in CI."""
     _install(session)
+    session.install("--no-deps", "libfaketime==3.0.1")  # a clock that is an hour off, for one command
     session.run("python", "-m", "tests.kills", *session.posargs)
 
 

@@ -50,7 +50,8 @@ def pool_drain(output: OutputOption = Output.text) -> None:
     """Remove what waits in the pool. Clusters that were leased go on."""
     from sandbox.cluster.pool import entries
 
-    removed = entries.drain()
+    with reaper.watch():
+        removed = entries.drain()
     if output is Output.json:
         write_json({"removed": removed})
     else:

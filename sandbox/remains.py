@@ -21,12 +21,11 @@ _ENGINE = "dockerd"  # started where none runs; it belongs to the machine
 
 
 def processes() -> set[psutil.Process]:
-    """Every process that this one started, however far down; with a mark also those whose parents have ended."""
-    own = [each for each in psutil.Process().children() if _name(each) != _ENGINE]
-    found = {*own, *(child for each in own for child in _children(each))}
+    """Every process that belongs to this one: by its mark, and where it has none, every one that it started."""
     if mark := os.environ.get(MARK):
-        found |= {each for each in psutil.process_iter() if each.pid != os.getpid() and _mark(each) == mark}
-    return found
+        return {each for each in psutil.process_iter() if each.pid != os.getpid() and _mark(each) == mark}
+    own = [each for each in psutil.Process().children() if _name(each) != _ENGINE]
+    return {*own, *(child for each in own for child in _children(each))}
 
 
 def refuse_processes(before: Collection[psutil.Process]) -> None:

@@ -27,6 +27,7 @@ _ENDS_SECONDS = 300.0
 _HOUR = 3600.0
 _MOMENT = 6.0
 _DEBIAN = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+_TABLES = {"status", "pool"}  # their heads are left out
 _WORD_OF_A_BUG = ("Traceback (most recent call last)", "this is a bug")
 
 
@@ -78,8 +79,9 @@ class Disturbed:
         typed = " ".join(self.all.typed(words))
         if code and any(word in text for word in _WORD_OF_A_BUG):
             self.tally.failed.append(f"{typed} ended like a bug: {text[-600:]}")
-        lines = [line for line in text.strip().splitlines() if not line.startswith("[")] if code else []
-        self.tally.words.append(f"`{typed}` ended with {code}" + (f": {' / '.join(lines[:4])[:400]}" if lines else ""))
+        lines = [" ".join(line.split()) for line in text.strip().splitlines() if not line.startswith("[")]
+        told = lines[:4] if code else lines[1:] if words[0] in _TABLES else []
+        self.tally.words.append(f"`{typed}` ended with {code}" + (f": {' / '.join(told)[:400]}" if told else ""))
 
 
 def engine_restart_up(one: Disturbed) -> None:

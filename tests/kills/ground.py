@@ -131,9 +131,9 @@ class Ground:
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return True
-            return process.environ().get("SANDBOX_STATE_DIR") == str(self.state)
+            known = {} if process.status() == psutil.STATUS_ZOMBIE else process.environ()
+            # one that has ended, or is just becoming another program, shows nothing: it is looked at again
+            return not known or known.get("SANDBOX_STATE_DIR") == str(self.state)
         except (psutil.Error, OSError):
             return False
 

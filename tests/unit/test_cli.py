@@ -32,6 +32,7 @@ from sandbox.errors import (
     ClusterError,
     NotOurs,
     SandboxError,
+    UsageError,
 )
 from sandbox.host import preparing
 from sandbox.host.engine import Engine
@@ -91,6 +92,24 @@ def test_a_full_disk_that_no_error_names_is_found(typed: Typed, monkeypatch: pyt
     usage = lambda place: SimpleNamespace(free=0 if str(place) == state else 1 << 30)  # noqa: E731
     monkeypatch.setattr(cli.shutil, "disk_usage", usage)
     assert f"{state}: the disk is full" in typed("up", "solo")[2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("up",), ("down", "solo"), ("run", "first-answer"), ("pool", "drain"),
+        ("snapshot", "restore", "mine"), ("snapshot", "remove", "mine"),
+    ],
+)  # fmt: skip
+def test_what_makes_or_removes_things_has_a_reaper(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    def watch() -> None:
+        raise UsageError("a reaper was asked for")
+
+    monkeypatch.setattr(cli.reaper, "watch", watch)
+    assert typed(*words)[0] == EXIT_USAGE
+    assert "a reaper was asked for" in typed(*words)[2]
 
 
 def options(words: tuple[str, ...]) -> set[str]:

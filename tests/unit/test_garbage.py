@@ -153,13 +153,14 @@ def child(engine: FakeEngine) -> Iterator[Any]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(mark: str) -> subprocess.Popen[bytes]:
+        program = "import time; print(flush=True); time.sleep(60)"
         process = subprocess.Popen(
-            [sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, MARK: mark}
+            [sys.executable, "-c", program], env={**os.environ, MARK: mark}, stdout=subprocess.PIPE
         )
         started.append(process)
-        deadline = time.monotonic() + 10
-        while psutil.Process(process.pid).environ().get(MARK) != mark and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert process.stdout is not None
+        process.stdout.readline()  # it is that program by now, and shows its environment
+        process.stdout.close()
         return process
 
     yield start
@@ -185,11 +186,60 @@ def test_no_snapshot_that_has_a_file_is_fileless(engine: FakeEngine) -> None:
     assert keeping.fileless(engine) == ["half"]  # type: ignore[arg-type]
 
 
+def test_a_cluster_that_runs_on_a_snapshot_outlives_it(engine: FakeEngine) -> None:
+    """A container carries the labels of the image it runs on."""
+    put(engine)
+    ours = {ownership.STATE_LABEL: str(paths.state_dir()), store.LABEL: "mine"}
+    engine.held[0].labels |= ours
+    helper = FakeContainer(engine, "helper", network="", cluster="", status="exited")
+    helper.labels = ours
+    engine.held.append(helper)
+    engine.labelled, engine.volumes_held = {"v": ours}, {"v"}
+    assert keeping.remove("mine") == ["container helper", "volume v"]
+    assert keeping.fileless(engine) == []  # type: ignore[arg-type]
+    assert [each.name for each in engine.held] == ["solo-control-plane"]
+
+
+def test_an_image_that_a_copy_ran_on_goes_once_the_copy_has_gone(engine: FakeEngine) -> None:
+    """Beside the snapshot that has its name now."""
+    ours = {ownership.STATE_LABEL: str(paths.state_dir()), store.LABEL: "kept"}
+    images = [SimpleNamespace(id=each, tags=[each], labels=ours) for each in ("sha256:now", "sha256:earlier")]
+    used, removed = ["sha256:earlier"], list[str]()
+
+    class Engine(FakeEngine):
+        @property
+        def images(self) -> Any:
+            return SimpleNamespace(list=lambda **_: images, remove=lambda tag, **_: removed.append(tag))
+
+        def _containers(self, filters: dict[str, Any], **_: object) -> list[FakeContainer]:
+            return [FakeContainer(self, "copy")] if filters.get("ancestor") in used else []
+
+    store.write(snapshot("kept", image="sha256:now", volume="v"))
+    made: Any = Engine(labelled={"v": ours}, volumes_held={"v"})
+    assert (keeping.reap(made), removed) == ([], [])
+    used.clear()
+    assert keeping.fileless(made) == ["kept"]
+    assert (keeping.reap(made), removed) == (["kept"], ["sha256:earlier"])
+    assert made.volumes_held == {"v"}
+
+
+def snapshot(name: str, *, image: str, volume: str) -> store.Snapshot:
+    node = store.SnapshotNode(
+        suffix="-control-plane", role="control-plane", name="node", image=image, volume=volume, serial="s",
+        fingerprint="1", container={},
+    )  # fmt: skip
+    return store.Snapshot(
+        format=store.FORMAT, name=name, key="", contents="solo", created=1.0, cluster="solo", spec={}, image="node:1",
+        images=[], uid="u", ground={}, ready=[], kubeconfig="", nodes=[node],
+    )  # fmt: skip
+
+
 SCRIPT = """
 import os, sys, time
 from sandbox import reaper
 with reaper.watch():
     print("watched", flush=True)
+    sys.stdin.readline()
     {act}
 """
 
@@ -200,13 +250,16 @@ def watched(tmp_path: Path, act: str) -> tuple[int, str]:
     env.pop(MARK, None)
     (tmp_path / "clusters").mkdir()
     (tmp_path / "clusters" / "gone.lock").touch()
-    with subprocess.Popen([sys.executable, "-c", SCRIPT.format(act=act)], env=env, stdout=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", SCRIPT.format(act=act)]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        (its_reaper,) = psutil.Process(process.pid).children()
+        process.stdin.close()
         code = process.wait(timeout=60)
-    log = tmp_path / "reaper.log"
-    deadline = time.monotonic() + 60
-    while code < 0 and "removed" not in log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return code, log.read_text()
+        its_reaper.wait(timeout=60)
+    return code, (tmp_path / "reaper.log").read_text()
 
 
 def test_a_command_that_is_killed_is_cleared_up_after_by_its_reaper(tmp_path: Path) -> None:
