@@ -5,7 +5,6 @@ Everything heavy is imported where it is used: this module is loaded into every 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -44,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_CLUSTERS] = Clusters(
         keep=bool(config.getoption("--sandbox-keep")),
         name=config.getoption("--sandbox-cluster"),
-        worker=os.environ.get("PYTEST_XDIST_WORKER", ""),
+        worker=getattr(config, "workerinput", {}).get("workerid", ""),  # of pytest-xdist
     )
     if config.pluginmanager.hasplugin("pytest_kubernetes") or config.pluginmanager.hasplugin("pytest-kubernetes"):
         # Registered after all entry points, so that its `k8s_manager` comes before pytest-kubernetes's own.
