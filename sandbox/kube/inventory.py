@@ -89,15 +89,6 @@ class Difference:
         return [f"{word}: {each}" for word, found in told for each in found]
 
 
-def take(kube: Kube) -> Inventory:
-    """List every object of every kind.
-
-    Raises:
-        ClusterError: a kind could not be listed: what is not seen cannot be called clean.
-    """
-    return of(everything(kube))
-
-
 def of(things: Iterable[Object]) -> Inventory:
     """The inventory of these objects."""
     found: dict[str, str] = {}

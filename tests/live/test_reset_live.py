@@ -1,4 +1,6 @@
-"""A cluster is reset, proven clean, put back into the pool and leased again. About 45 s, and 40 s to prepare it.
+"""A cluster is reset, proven clean, put back into the pool and leased again.
+
+About 100 s on a machine that is busy with other things, and 50 to 180 s there to prepare the cluster.
 
 Everything a scenario can leave behind is left on purpose. The look at the cluster names each; with a step of the reset
 left out, what that step removes is still named; with all steps nothing is.

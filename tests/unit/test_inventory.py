@@ -58,7 +58,7 @@ def taken(folder: Path, held: dict[str, list[Json]], *groups: Json) -> Inventory
     folder.mkdir(exist_ok=True)
     with serving(folder) as (server, kube):
         serve(server, held, *groups)
-        return inventory.take(kube)
+        return inventory.of(inventory.everything(kube))
 
 
 def owned(name: str, by: str, kind: str = "ReplicaSet") -> Json:
@@ -177,7 +177,7 @@ def test_objects_of_kinds_that_came_since_are_seen(tmp_path: Path) -> None:
 def test_a_kind_in_two_versions_is_listed_once_and_one_that_cannot_be_listed_never(tmp_path: Path) -> None:
     with serving(tmp_path) as (server, kube):
         serve(server, {"/apis/apps/v1/deployments": [thing("d")]})
-        assert [*inventory.take(kube).objects] == ["apps/v1/Deployment default/d"]
+        assert [*inventory.of(inventory.everything(kube)).objects] == ["apps/v1/Deployment default/d"]
         paths = [asked.path for asked in server.asked]
         assert not [path for path in paths if "v1beta1" in path or "bindings" in path or "events" in path]
 
@@ -190,7 +190,7 @@ def test_all_pages_are_read(tmp_path: Path) -> None:
             lambda asked: (second if "continue" in asked.query else first) if asked.path == "/api/v1/secrets" else None
         )
         serve(server, {})
-        assert len(inventory.take(kube).objects) == 2
+        assert len(inventory.of(inventory.everything(kube)).objects) == 2
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_what_cannot_be_seen_is_never_called_clean(tmp_path: Path, path: str, an
         server.on("GET", path, answer)
         serve(server, {})
         with pytest.raises(ClusterError) as told_:
-            inventory.take(kube)
+            inventory.of(inventory.everything(kube))
     assert words in str(told_.value)
 
 
