@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sandbox.cluster import containers
+from sandbox.cluster.freezer import pause
 from sandbox.errors import ClusterError, DeadlineExceeded
 from sandbox.kube import Kube, Seen, wait_for
 from sandbox.kube.conditions import renewed
@@ -32,7 +33,7 @@ def still(nodes: Sequence[Container]) -> None:
         ClusterError: a node did not take it.
     """
     _signal(nodes, "STOP")
-    _each(nodes, lambda node: node.pause())
+    _each(nodes, pause)
 
 
 def awake(nodes: Sequence[Container]) -> None:
