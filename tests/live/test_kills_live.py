@@ -28,9 +28,10 @@ SEED = 19315  # its moments are early ones: the longer a command runs until it i
 SCENARIO = """\
 apiVersion: sandbox/v1
 kind: Scenario
-metadata: {name: killed, description: A cluster that is looked at.}
+metadata: {name: killed, description: One pod that runs.}
 cluster: solo
-steadyState: [k8s.ready]
+workloads: [{name: one, pods: 1, resources: {cpu: 10m}, within: 30s}]
+slo: {pods_running: ["value==1"]}
 """
 # what one leaves is what the next one needs
 ORDER = ("up-cold", "save", "down", "restore", "fill", "lease", "up-snapshot", "run")
