@@ -1,4 +1,4 @@
-"""Free what a node's own runc left frozen; only cgroup v1 knows this trouble.
+"""Pause nodes, and free what a node's own runc left frozen; only cgroup v1 knows these troubles.
 
 With the systemd driver runc freezes a container's cgroup for an instant while it sets its limits. If the node is killed
 in that instant the frozen process cannot die, its pid namespace cannot end, and the engine reports for ever that it
@@ -10,10 +10,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from docker.errors import APIError
+
+from sandbox.kube.wait import Seen, wait_for
+
 if TYPE_CHECKING:
     from docker.models.containers import Container
 
 _ROOT = Path("/sys/fs/cgroup/freezer")
+_MOVING = "unable to freeze"
+_PAUSE_SECONDS = 20.0
+
+
+def pause(container: Container) -> None:
+    """Pause a node; one that starts processes all the time, on a busy machine, needs several attempts.
+
+    Raises:
+        APIError: the engine refused for another reason.
+        DeadlineExceeded: it could not be frozen.
+    """
+
+    def attempt() -> Seen[None]:
+        try:
+            container.pause()
+        except APIError as error:
+            if _MOVING not in str(error.explanation):
+                raise
+            return Seen(False, None, str(error.explanation))
+        return Seen(True, None, "")
+
+    wait_for(attempt, within=_PAUSE_SECONDS, what=f"a pause of {container.name}")
 
 
 def thaw(container: Container) -> int:

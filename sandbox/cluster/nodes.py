@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from docker.errors import APIError, NotFound
 
-from sandbox.cluster import containers, node_images, ownership, record
+from sandbox.cluster import containers, freezer, node_images, ownership, record
 from sandbox.cluster.freezer import thaw
 from sandbox.cluster.record import Cluster
 from sandbox.errors import ClusterError, UsageError
@@ -44,7 +44,7 @@ def start(cluster: Cluster, node: str) -> NodeChange:
 
 def pause(cluster: Cluster, node: str) -> NodeChange:
     """Freeze every process of the node; its connections stay open and silent."""
-    return _change(cluster, node, lambda container: container.pause(), "paused")
+    return _change(cluster, node, freezer.pause, "paused")
 
 
 def unpause(cluster: Cluster, node: str) -> NodeChange:

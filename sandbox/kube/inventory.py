@@ -125,6 +125,11 @@ def difference(before: Inventory, now: Inventory) -> Difference:
     )
 
 
+def take(kube: Kube) -> Inventory:
+    """What a cluster holds now. Raises ClusterError as `everything`."""
+    return of(everything(kube))
+
+
 def everything(kube: Kube) -> list[Object]:
     """Every object that the server can list, those that come and go by themselves left out; `managedFields`, too.
 

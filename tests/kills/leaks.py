@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.kills.events import Watcher
     from tests.kills.ground import Ground
 
+_SHIM_SECONDS = 10.0
 _BRIDGE = re.compile(r"\bbr-[0-9a-f]{12}\b")
 
 
@@ -102,15 +103,15 @@ def _volumes(docker: DockerClient, watcher: Watcher) -> Iterator[str]:
 
 
 def _shims(docker: DockerClient, watcher: Watcher) -> Iterator[str]:
-    """Processes of the engine's that work for a container of ours which is gone."""
+    """Processes of the engine's that work for a container of ours which is gone, and do not end by themselves."""
     gone = watcher.containers - _alive(docker)
+    found = []
     for process in psutil.process_iter():
-        try:
-            words = process.cmdline()
-        except psutil.Error:
-            continue
-        if gone & {*words}:
-            yield f"process {process.pid} {words[0]}"
+        with suppress(psutil.Error):
+            if gone & {*process.cmdline()}:
+                found.append(process)
+    _, alive = psutil.wait_procs(found, timeout=_SHIM_SECONDS)
+    yield from (f"process {each.pid} {each.name()}" for each in alive)
 
 
 def _rules(docker: DockerClient) -> Iterator[str]:

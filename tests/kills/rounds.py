@@ -133,11 +133,19 @@ class Rounds:
 
 
 @contextmanager
-def rounds(folder: Path, name: str, seed: int, engine: str = "") -> Iterator[Rounds]:
-    """A ground, its engine's events and the things of others, for as long as what happens inside."""
+def rounds(folder: Path, name: str, seed: int, engine: str = "", scenario: str = SCENARIO) -> Iterator[Rounds]:
+    """A ground, its engine's events and the things of others, for as long as what happens inside.
+
+    Args:
+        folder: for all files.
+        name: of the cluster; a word that nobody else uses.
+        seed: of the moments.
+        engine: its address; empty for the machine's own.
+        scenario: what is run.
+    """
     docker = client(engine)
     ground = Ground(folder, name, engine)
-    (folder / "killed.yaml").write_text(SCENARIO)
+    (folder / "killed.yaml").write_text(scenario)
     toolbox = images.ensure(["toolbox"])["toolbox"].ref
     chance = random.Random(seed)  # noqa: S311 - moments, not secrets
     with (

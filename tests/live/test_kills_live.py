@@ -1,6 +1,7 @@
-"""Commands killed at random moments, one of each kind: nothing is left, and the next one works. About 250 s.
+"""Commands killed at random moments, one of each kind: nothing is left, and the next one works. About 200 s.
 
-The same rounds as in `nox -s kills`, which kills a hundred (docs/reference/kills.md).
+The same rounds as in `nox -s kills`, which kills a hundred (docs/reference/kills.md). Most of the time goes into the
+next commands, which are let be. It took 477 s on a machine with thirty others at work.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ pytestmark = [
     ),
 ]
 
-SEED = 20261129
+SEED = 19315  # its moments are early ones: the longer a command runs until it is killed, the longer this takes
+SCENARIO = """\
+apiVersion: sandbox/v1
+kind: Scenario
+metadata: {name: killed, description: One pod that runs.}
+cluster: solo
+workloads: [{name: one, pods: 1, resources: {cpu: 10m}, within: 30s}]
+slo: {pods_running: ["value==1"]}
+"""
 # what one leaves is what the next one needs
 ORDER = ("up-cold", "save", "down", "restore", "fill", "lease", "up-snapshot", "run")
 # the first one keeps a snapshot, which the others come from
@@ -33,7 +42,7 @@ KINDS = {**VICTIMS, "up-cold": replace(VICTIMS["up-cold"], command=UP)}
 def test_after_eight_kills_nothing_is_left_and_every_next_command_works(tmp_path: Path) -> None:
     assert {*ORDER} == {*VICTIMS}
     wrong: list[str] = []
-    with rounds(tmp_path / "ground", f"killed-{os.getpid()}", SEED) as all_:
+    with rounds(tmp_path / "ground", f"killed-{os.getpid()}", SEED, scenario=SCENARIO) as all_:
         for name in ORDER:
             came, after = all_.kill(KINDS[name])
             wrong += [f"{name}, killed after {after:.1f} s: {each}" for each in came.wrong]

@@ -1,8 +1,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from docker.errors import APIError
+
+from sandbox.cluster import freezer
 from sandbox.cluster.freezer import thaw_below
+from sandbox.errors import DeadlineExceeded
+from tests.unit.container_engine import refusal
+
+
+def node(*refusals: str) -> Any:
+    """A container that will not be paused until these refusals are over."""
+    left = [*refusals]
+
+    def pause() -> None:
+        if left:
+            raise refusal(left.pop(0))
+
+    return SimpleNamespace(name="node", pause=pause)
+
+
+def test_a_node_that_moves_is_paused_at_a_later_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    moving = "OCI runtime pause failed: unable to freeze: unknown"
+    freezer.pause(node(moving, moving))
+    with pytest.raises(APIError):
+        freezer.pause(node("is not running"))
+    monkeypatch.setattr(freezer, "_PAUSE_SECONDS", 0.1)
+    with pytest.raises(DeadlineExceeded, match="a pause of node"):
+        freezer.pause(node(*[moving] * 99))
 
 
 def cgroup(folder: Path, state: str) -> Path:

@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from docker.errors import APIError
-
 from sandbox.cluster import containers
+from sandbox.cluster.freezer import pause
 from sandbox.errors import ClusterError, DeadlineExceeded
 from sandbox.kube import Kube, Seen, wait_for
 from sandbox.kube.conditions import renewed
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 _MANAGER = "kube-controller-manager"
 _LEASE_SECONDS = 30.0
-_PAUSE_SECONDS = 60.0
 _MANAGER_SECONDS = 60.0  # the kubelet's back-off, on a busy machine
 _FRESH_SECONDS = 15.0  # a lease is renewed every 10 s, and counts as lost after 40: one this old need not be waited for
 
@@ -33,10 +31,9 @@ def still(nodes: Sequence[Container]) -> None:
 
     Raises:
         ClusterError: a node did not take it.
-        DeadlineExceeded: the engine could not pause one for a minute.
     """
     _signal(nodes, "STOP")
-    _each(nodes, _pause)
+    _each(nodes, pause)
 
 
 def awake(nodes: Sequence[Container]) -> None:
@@ -76,19 +73,6 @@ def _signal(nodes: Sequence[Container], signal: str) -> None:
 def _sent(plane: Container, signal: str) -> Seen[None]:
     code, said = containers.run(plane, ["pkill", f"-{signal}", "-f", f"^{_MANAGER} "])
     return Seen(code == 0, None, said or "it does not run")
-
-
-def _pause(node: Container) -> None:
-    """The engine says "unable to freeze" where a container inside is being frozen at the same moment."""
-
-    def attempt() -> Seen[None]:
-        try:
-            node.pause()
-        except APIError as error:
-            return Seen(False, None, str(error.explanation))
-        return Seen(True, None, "")
-
-    wait_for(attempt, within=_PAUSE_SECONDS, what=f"{node.name} standing still")
 
 
 def _unpause(node: Container) -> None:

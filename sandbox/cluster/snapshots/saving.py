@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sandbox import paths
 from sandbox.cluster import containers, guard, inner, record, volumes
+from sandbox.cluster.freezer import pause
 from sandbox.cluster.ownership import STATE_LABEL
 from sandbox.cluster.snapshots import keeping, store
 from sandbox.cluster.snapshots.ground import ground
@@ -168,7 +169,7 @@ def _standing_still(nodes: Sequence[Container]) -> Iterator[None]:
     """Pause all nodes at once; they go on whatever happens."""
     try:
         for each in nodes:
-            each.pause()
+            pause(each)
         yield
     finally:
         for each in nodes:
