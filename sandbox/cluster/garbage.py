@@ -18,7 +18,7 @@ from sandbox import paths
 from sandbox.cluster import containers, leftovers, ownership, record, volumes
 from sandbox.cluster.owner import Owner
 from sandbox.cluster.pool import entries
-from sandbox.cluster.snapshots import keeping, store
+from sandbox.cluster.snapshots import keeping, saving, store
 from sandbox.errors import SandboxError
 from sandbox.host.engine import client, look
 from sandbox.host.mark import MARK
@@ -35,7 +35,7 @@ class Garbage:
     """One thing that nobody needs any more.
 
     Attributes:
-        kind: `cluster`, `snapshot`, `volume`, `container`, `process` or `file`.
+        kind: `cluster`, `snapshot`, `volume`, `container`, `process`, `file`, or `pause` of nodes that stand still.
         name: what it is called.
         why: nobody needs it.
     """
@@ -120,12 +120,23 @@ def _clusters(docker: DockerClient) -> Iterator[Found]:
             continue
         if gone:
             yield Garbage("cluster", name, "left by a command that was killed"), partial(leftovers.remove, docker, name)
+    for name in filter(saving.stands_still, record.names()):
+        yield Garbage("pause", name, "its save was killed"), partial(_wake, docker, name)
     for entry in entries.entries():
         if entry.stale:
             yield (
                 Garbage("cluster", entry.name, "waited in the pool for more than a day"),
                 lambda: entries.drain(stale=True),
             )
+
+
+def _wake(docker: DockerClient, name: str) -> bool:
+    """Let it go on, unless another command works on it."""
+    if record.busy(name):
+        return False
+    with record.locked(name):
+        saving.wake(docker, name)
+    return True
 
 
 def _snapshots(docker: DockerClient) -> Iterator[Found]:

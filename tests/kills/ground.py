@@ -123,7 +123,7 @@ class Ground:
         deadline = time.monotonic() + _REAPED_SECONDS
         while there := [each for each in psutil.Process().children(recursive=True) if self._is_ours(each)]:
             _, alive = psutil.wait_procs(there, timeout=_SLICE_SECONDS)
-            if alive and not any(map(_is_reaper, alive)):
+            if alive and not any(_is_reaper(each) or _ends(each) for each in alive):
                 return [_named(each) for each in alive]
             if time.monotonic() > deadline:
                 return [f"{_named(each)}, after {_REAPED_SECONDS:.0f} s" for each in alive]
@@ -188,6 +188,14 @@ def _is_reaper(process: psutil.Process) -> bool:
     except psutil.Error:
         return False
     return any(word.endswith("reaper.py") for word in words) or words[-2:] == ["sandbox", "gc"]
+
+
+def _ends(process: psutil.Process) -> bool:
+    """Whether it is on its way out: its memory is gone, and its words with it. On a busy machine that takes a while."""
+    try:
+        return not process.cmdline()
+    except psutil.Error:
+        return True
 
 
 def _named(process: psutil.Process) -> str:

@@ -1,7 +1,7 @@
-"""Commands killed at random moments, one of each kind: nothing is left, and the next one works. About 200 s.
+"""Commands killed at random moments, one of each kind: nothing is left, and the next one works. About 500 s.
 
-The same rounds as in `nox -s kills`, which kills a hundred (docs/reference/kills.md). Most of the time goes into the
-next commands, which are let be. It took 477 s on a machine with thirty others at work.
+That was on two cores with thirty other programs at work (477 and 581 s); most of it goes into the next commands, which
+are let be. The same rounds as in `nox -s kills`, which kills a hundred (docs/reference/kills.md).
 """
 
 from __future__ import annotations

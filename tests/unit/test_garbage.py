@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,20 @@ def test_a_down_that_is_killed_halfway_is_finished(engine: FakeEngine, monkeypat
     record.save(replace(halfway, owner=GONE))
     assert found() >= {("cluster", "solo")}
     assert (engine.held, record.names()) == ([], [])
+
+
+def test_nodes_that_a_killed_save_left_paused_go_on(engine: FakeEngine) -> None:
+    put(engine)
+    node: Any = engine.held[0]
+    node.status, node.unpause = "paused", node.start
+    note = record.home("solo") / "still.json"
+    note.write_text(json.dumps(asdict(Owner.me())))
+    assert (found(), node.status) == (set(), "paused")  # it is being saved
+    note.write_text(json.dumps(asdict(GONE)))
+    with record.locked("solo"):
+        assert (found(), node.status) == (set(), "paused")
+    assert found() == {("pause", "solo")}
+    assert (node.status, note.exists()) == ("running", False)
 
 
 def test_what_others_made_is_not_even_told(engine: FakeEngine) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sandbox import paths
 from sandbox.cluster import containers, guard, inner, record, volumes
 from sandbox.cluster.freezer import pause
+from sandbox.cluster.owner import Owner
 from sandbox.cluster.ownership import STATE_LABEL
 from sandbox.cluster.snapshots import keeping, store
 from sandbox.cluster.snapshots.ground import ground
@@ -60,6 +63,9 @@ def save(cluster: Cluster, name: str, *, key: str = "", contents: str = "", held
         ClusterError: the cluster is not ours, a node does not run, or the engine refused. Nothing is kept.
     """
     spec = refuse(cluster, name)
+    if stands_still(cluster.name):
+        with nullcontext() if held else record.locked(cluster.name), containers.engine_errors(cluster.name):
+            wake(client(), cluster.name)
     guard.prove_ours(cluster)
     kube = Kube.connect(cluster.kubeconfig, cluster.context)
     ready = [pod["metadata"]["uid"] for pod in kube.list("v1", "Pod") if is_ready(pod) and not is_mirror(pod)]
@@ -137,7 +143,7 @@ def _keep(docker: DockerClient, cluster: Cluster, name: str) -> list[SnapshotNod
             raise ClusterError("the node does not tell its mounts", where=str(each.name), details=[said])
         parts.append(_Part(each, _volume(each), target, said.split()))
     copies = [volumes.Copy(part.source, part.target, written=part.written) for part in parts]
-    with _standing_still(there), ThreadPoolExecutor(max_workers=len(parts)) as pool:
+    with _standing_still(cluster.name, there), ThreadPoolExecutor(max_workers=len(parts)) as pool:
         images = [pool.submit(_commit, part.container, name, index) for index, part in enumerate(parts)]
         volumes.fill(docker, cluster.image, copies, labels)
         kept = [each.result() for each in images]
@@ -164,9 +170,32 @@ def _volume(container: Container) -> str:
     return str(source).split("/")[-2]
 
 
+def stands_still(name: str) -> bool:
+    """Whether a save that was killed left the cluster's nodes paused."""
+    try:
+        return not Owner(**json.loads(_note(name).read_text(encoding="utf-8"))).alive()
+    except FileNotFoundError:
+        return False
+    except (ValueError, TypeError):  # killed while it wrote the note
+        return True
+
+
+def wake(docker: DockerClient, name: str) -> None:
+    """Let the nodes go on that a killed save left paused. The caller holds the cluster's lock."""
+    for each in containers.nodes(docker, name):
+        if each.status == "paused":
+            each.unpause()
+    _note(name).unlink(missing_ok=True)
+
+
+def _note(name: str) -> Path:
+    return record.home(name) / "still.json"
+
+
 @contextmanager
-def _standing_still(nodes: Sequence[Container]) -> Iterator[None]:
-    """Pause all nodes at once; they go on whatever happens."""
+def _standing_still(name: str, nodes: Sequence[Container]) -> Iterator[None]:
+    """Pause all nodes at once; they go on whatever happens. A note says whose they are, should this be killed."""
+    _note(name).write_text(json.dumps(asdict(Owner.me())), encoding="utf-8")
     try:
         for each in nodes:
             pause(each)
@@ -176,6 +205,7 @@ def _standing_still(nodes: Sequence[Container]) -> Iterator[None]:
             each.reload()
             if each.status == "paused":
                 each.unpause()
+        _note(name).unlink(missing_ok=True)
 
 
 def _commit(container: Container, name: str, index: int) -> str:
