@@ -359,6 +359,54 @@ BEFORE, AFTER = "2026-01-01T00:00:30Z", "2026-01-01T00:01:30Z"
 OLD = {"containerStatuses": [{"state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]}
 
 
+RULES = """
+-A KUBE-SERVICES -d 10.96.0.10/32 -p udp -m comment --comment "kube-system/kube-dns:dns has no endpoints" -j REJECT
+-A KUBE-EXTERNAL-SERVICES -p tcp -m comment --comment "inference/vllm-sim has no endpoints" -m addrtype -j REJECT
+-A KUBE-SERVICES -d 10.96.7.7/32 -p tcp -m comment --comment "mine/idle:http has no endpoints" -j REJECT
+-A KUBE-FORWARD -m comment --comment "kubernetes forwarding rules" -j ACCEPT
+"""
+
+
+def test_a_service_that_is_refused_on_a_node_though_pods_stand_behind_it_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def pod(space: str, uid: str, **labels: str) -> dict[str, Any]:
+        metadata = {"name": uid, "namespace": space, "uid": uid, "labels": labels}
+        return {"metadata": metadata, "spec": {"nodeName": "solo-control-plane"}, "status": {}}
+
+    def service(space: str, name: str, **selector: str) -> dict[str, Any]:
+        return {"metadata": {"name": name, "namespace": space}, "spec": {"selector": selector or None}}
+
+    held = {
+        "Pod": [
+            pod("inference", "1", app="sim", tier="a"),
+            pod("kube-system", "2", app="dns"),
+            pod("mine", "3", app="x"),
+        ],
+        "Service": [
+            service("inference", "vllm-sim", app="sim"),
+            service("kube-system", "kube-dns", app="dns"),
+            service("mine", "idle", app="idle"),
+            service("inference", "elsewhere", app="dns"),
+            service("default", "kubernetes"),
+        ],
+    }
+    kube = SimpleNamespace(list=lambda version, kind: held[kind])
+    served = restoring._served(cast("Any", kube), ["solo-control-plane"], ["1", "2", "3"])
+    assert served == {"inference/vllm-sim", "kube-system/kube-dns"}
+    rules = [RULES]
+    node = SimpleNamespace(name="solo-control-plane")
+    monkeypatch.setattr(restoring.containers, "nodes", lambda *_: (node,))
+    monkeypatch.setattr(restoring.containers, "run", lambda _, command: (0, rules[0] if "filter" in command else ""))
+    seen = restoring._led(order(), served)
+    assert not seen.done
+    assert "inference/vllm-sim" in seen.saw
+    assert "kube-system/kube-dns" in seen.saw
+    assert "idle" not in seen.saw
+    rules[0] = "-A KUBE-FORWARD -j ACCEPT"
+    assert restoring._led(order(), served).done
+
+
 @pytest.mark.parametrize(
     ("changes", "done"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import socket
 import time
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _API_SECONDS = 60.0
 _READY_SECONDS = 120.0
 _LED = "iptables-save -t nat | grep -q KUBE-SVC || nft list tables | grep -q kube-proxy || ipvsadm -Ln | grep -q :443"
+_REFUSED = re.compile(r'"([^":]+)\S* has no endpoints"')  # kube-proxy's comment: namespace/name:port
 _API = f"{inner.API_PORT}/tcp"
 _METRICS = ("k8s-app", "metrics-server")  # nobody waits for it after a cold start either: it needs two scrapes first
 
@@ -73,7 +75,8 @@ def restore(order: Order, snapshot: Snapshot) -> Cluster:
             order, started, kubeconfig, origin=record.Origin("snapshot", snapshot.name, snapshot.key)
         )
         _settled(kube, made, snapshot, since=begun)
-        wait_for(lambda: _led(order), within=_READY_SECONDS, what="the way to services on every node")
+        served = _served(kube, made.node_names, snapshot.ready)
+        wait_for(lambda: _led(order, served), within=_READY_SECONDS, what="the way to services on every node")
         node_images.load(containers.nodes(docker, name), [*order.load.values()])
         furnishing.furnish(kube, order.spec, len(made.nodes), order.load)
     record.save(made)
@@ -169,12 +172,30 @@ def _settled(kube: Kube, made: Cluster, snapshot: Snapshot, *, since: float) -> 
     wait_for(_run_again(kube, names, snapshot.ready, since=since), within=_READY_SECONDS, what="all pods Ready again")
 
 
-def _led(order: Order) -> Seen[None]:
-    """One look at whether kube-proxy has led every node's service addresses to pods, whichever way it does that."""
+def _served(kube: Kube, names: Collection[str], uids: Collection[str]) -> set[str]:
+    """The services, as `namespace/name`, that have one of these pods behind them."""
+    pods = [pod for pod in kube.list("v1", "Pod") if pod["metadata"]["uid"] in uids and _counts(pod, names)]
+    found = set()
+    for service in kube.list("v1", "Service"):
+        wanted, space = (service["spec"].get("selector") or {}).items(), service["metadata"]["namespace"]
+        beside = [pod for pod in pods if pod["metadata"]["namespace"] == space]
+        if wanted and any(wanted <= (pod["metadata"].get("labels") or {}).items() for pod in beside):
+            found.add(f"{space}/{service['metadata']['name']}")
+    return found
+
+
+def _led(order: Order, served: Collection[str]) -> Seen[None]:
+    """One look at whether kube-proxy has led every node's service addresses to pods, whichever way it does that.
+
+    In between it refuses connections to services whose endpoints it has not heard of yet.
+    """
     if str((order.spec.kind_config.get("networking") or {}).get("kubeProxyMode", "")).lower() == "none":
         return Seen(True, None, "")
     there = containers.nodes(order.docker, order.name)
     lost = [str(each.name) for each in there if containers.run(each, ["sh", "-c", _LED])[0]]
+    for node in there:
+        _, rules = containers.run(node, ["iptables-save", "-t", "filter"])
+        lost += [f"{node.name} for {name}" for name in {*_REFUSED.findall(rules)} & {*served}]
     return Seen(not lost, None, f"not yet on {', '.join(lost)}")
 
 
