@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import httpx
 import pytest
 import test_images_live
 import yaml
+from docker import DockerClient
 from docker.errors import ImageNotFound
 
 from sandbox import images, paths
@@ -68,12 +69,18 @@ def without_root(rooted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             docker.api.import_image_from_file(str(rooted / "tree.tar"), f"{STAND_IN}/debian", f"{SUITE}-slim")
             patch.setenv(registries.MIRROR, STAND_IN)
         patch.chdir(folder)
+        refs = [image, *(recipe.recipe(own).ref for own in OWN.values())]
+        _without(docker, refs[1:])  # of tests that were killed: what is there is not built
         try:
             yield folder
         finally:
-            for ref in (image, *(recipe.recipe(own).ref for own in OWN.values())):
-                with suppress(ImageNotFound):
-                    docker.images.remove(ref)
+            _without(docker, refs)
+
+
+def _without(docker: DockerClient, refs: Sequence[str]) -> None:
+    for ref in refs:
+        with suppress(ImageNotFound):
+            docker.images.remove(ref)
 
 
 @pytest.fixture(scope="module")
