@@ -10,6 +10,7 @@ from sandbox import images
 from sandbox.cluster import addons, containers, fleet, gpus, inner, making, node_images, snapshots
 from sandbox.cluster.pool import leasing
 from sandbox.errors import ClusterError, SandboxError, UsageError
+from sandbox.host.engine import look
 from sandbox.progress import say
 
 if TYPE_CHECKING:
@@ -66,7 +67,10 @@ def fetch(order: Order, deployed: Mapping[str, Any], *, cold: bool = False, pool
             continue
         try:
             return snapshots.restore(order, found)
-        except ClusterError as error:  # it would fail the next time, too
+        except ClusterError as error:
+            if look().state != "running":  # the snapshot is as good as ever
+                raise
+            # it would fail the next time, too
             say(f"{order.name}: not from snapshot {found.name}, which is removed: {error}")
             snapshots.remove(found.name)
     made = making.cold(order)

@@ -158,6 +158,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(making, "cold", cold)
     monkeypatch.setattr(snapshots, "restore", restore)
     monkeypatch.setattr(snapshots, "save", save)
+    monkeypatch.setattr(fetching, "look", lambda: SimpleNamespace(state="running"))
     monkeypatch.setattr(snapshots, "elsewhere", lambda docker, found: "other engine" * ("theirs" in found.contents))
     return gone
 
@@ -208,6 +209,15 @@ def test_one_that_does_not_come_up_is_removed_and_the_next_way_is_gone(
     assert "did not come up" in capsys.readouterr().err
     fetching.fetch(order(), SIM)
     assert ways[4:] == ["solo"]
+
+
+def test_one_whose_copy_the_engine_took_with_it_stays(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    name = kept({}, "broken bare")
+    monkeypatch.setattr(fetching, "look", lambda: SimpleNamespace(state="stopped"))
+    with pytest.raises(ClusterError, match="did not come up"):
+        fetching.fetch(order(), {})
+    assert ways == ["broken bare"]
+    assert snapshots.get(name) is not None
 
 
 def test_one_of_another_engine_is_passed_over_with_a_word_and_kept(
