@@ -82,7 +82,8 @@ def stats(made: Cluster) -> dict[str, int]:
     code, said = containers.run(nodes.machine(made, made.node_names[0]), command)
     if code:
         raise RuntimeError(said)
-    (found,) = json.loads(said)["stats"]
+    # of a node from a snapshot its containers of before the save are told of, too
+    found = max(json.loads(said)["stats"], key=lambda each: each["attributes"]["metadata"].get("attempt", 0))
     return {
         "timestamp": int(found["cpu"]["timestamp"]),
         "cpu": int(found["cpu"]["usageCoreNanoSeconds"]["value"]),

@@ -105,7 +105,9 @@ class Ground:
     def uses(self) -> dict[str, float]:
         """What the emulator's cgroup has used: `at` and `cpu` in seconds, `memory` (its working set) in MiB."""
         label = "io.kubernetes.container.name=emulator"
-        (found,) = json.loads(self.on_node("crictl", "stats", "--output", "json", "--label", label))["stats"]
+        told = json.loads(self.on_node("crictl", "stats", "--output", "json", "--label", label))["stats"]
+        # of a node from a snapshot its containers of before the save are told of, too
+        found = max(told, key=lambda each: each["attributes"]["metadata"].get("attempt", 0))
         cpu, memory = found["cpu"], found["memory"]
         return {
             "at": int(cpu["timestamp"]) / 1e9,
