@@ -93,7 +93,7 @@ def tests(session: nox.Session) -> None:
         # First what waits more than it works, then loads in real time, then what nothing may run beside.
         beside = ("--dist=loadfile", "--no-loadscope-reorder", "--durations=10")
         with spent("tests side by side"):
-            session.run("pytest", "tests", "-m", "not alone and not realtime", "-n3", *beside)
+            session.run("pytest", "tests", "-m", "not alone and not realtime", "-n2", *beside)
         with spent("tests in real time"):
             session.run("pytest", "tests", "-m", "realtime", "-n2", *beside)
         with spent("tests that measure"):
