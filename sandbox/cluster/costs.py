@@ -15,6 +15,7 @@ from sandbox.host.engine import client, look
 
 if TYPE_CHECKING:
     from docker import DockerClient
+    from docker.models.containers import Container
 
     from sandbox.cluster.looking import Status
 
@@ -44,27 +45,26 @@ def weighed(statuses: Sequence[Status]) -> list[Status]:
     with containers.engine_errors(), ThreadPoolExecutor() as pool:
         docker = client()
         told = pool.submit(_volumes, docker)
-        memory = {name: pool.submit(_memory, docker, name) for name in there}
+        held = {name: pool.submit(memory, containers.nodes(docker, name)) for name in there}
         return [
-            replace(each, memory=memory[each.name].result(), disk=_disk(told.result(), each))
+            replace(each, memory=held[each.name].result(), disk=_disk(told.result(), each))
             if each.name in there
             else each
             for each in statuses
         ]
 
 
-def _memory(docker: DockerClient, name: str) -> int:
-    used = 0
-    for each in containers.nodes(docker, name):
-        used += _used(cast("dict[str, Any]", each.stats(stream=False, one_shot=True)))
-    return used
+def memory(nodes: Sequence[Container]) -> int:
+    """Bytes that the cgroups of these nodes hold without the page cache that the kernel gives back at need."""
+    return sum(_used(cast("dict[str, Any]", each.stats(stream=False, one_shot=True))) for each in nodes)
 
 
 def _used(stats: dict[str, Any]) -> int:
     """Bytes in use by one container; one that stopped has none."""
-    memory = stats.get("memory_stats") or {}
-    details = memory.get("stats") or {}
-    return int(memory.get("usage", 0)) - int(details.get("inactive_file", details.get("total_inactive_file", 0)))
+    told = stats.get("memory_stats") or {}
+    details = told.get("stats") or {}
+    # cgroup v1 has both, and only the total counts what is nested, which in a node is everything
+    return int(told.get("usage", 0)) - int(details.get("total_inactive_file", details.get("inactive_file", 0)))
 
 
 def _volumes(docker: DockerClient) -> list[Volume]:
@@ -76,7 +76,8 @@ def _volumes(docker: DockerClient) -> list[Volume]:
 
 
 def _disk(there: Sequence[Volume], status: Status) -> int:
-    own = [each.size for each in there if each.labels.get(CLUSTER_LABEL) == record.get(status.name).engine_name]
+    name = record.get(status.name).engine_name
+    own = [each.size for each in there if each.labels.get(CLUSTER_LABEL) == name]
     shared = sum(each.size for each in there if status.snapshot and each.labels.get(store.LABEL) == status.snapshot)
     of_image = max((each.size for each in there if volumes.BASE_LABEL in each.labels), default=0)
     return max(0, sum(own) - (shared or of_image * len(own)))

@@ -16,13 +16,12 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 from docker.models.containers import Container
 
 from sandbox import cluster, images
-from sandbox.cluster import Cluster, config, node_images, nodes, ownership
+from sandbox.cluster import Cluster, config, costs, node_images, nodes, ownership
 from sandbox.host.engine import client
 from sandbox.host.preparing import prepare
 from sandbox.kube import Kube, stacks
@@ -92,12 +91,7 @@ def with_simulator(made: Cluster, kube: Kube) -> None:
 
 def memory(name: str) -> float:
     """MiB the node's cgroup holds without the page cache that the kernel gives back at need."""
-    total = 0.0
-    for container in machines(name):
-        stats: dict[str, Any] = container.stats(stream=False)["memory_stats"]
-        detail = stats["stats"]
-        total += stats["usage"] - detail.get("total_inactive_file", detail.get("inactive_file", 0))
-    return total / (1 << 20)
+    return costs.memory(machines(name)) / (1 << 20)
 
 
 def machines(name: str) -> list[Container]:

@@ -20,7 +20,7 @@ import yaml
 from docker.models.containers import Container
 
 from sandbox import cluster, images
-from sandbox.cluster import Cluster, Owner, containers, node_images, ownership
+from sandbox.cluster import Cluster, Owner, containers, costs, node_images, ownership
 from sandbox.cluster.pool import entries, filling, stillness
 from sandbox.host.engine import client
 from sandbox.host.preparing import prepare
@@ -77,7 +77,7 @@ def pool(what: Preparation, runs: int, fresh: float) -> list[Row]:
         whole.append(command)
     filling.fill(what, 2)
     waiting = [node for entry in entries.entries() for node in containers.nodes(client(), entry.name)]
-    mib, share = sum(map(memory, waiting)), busy(waiting)
+    mib, share = costs.memory(waiting) / (1 << 20), busy(waiting)
     answered, lost = after_a_pause(what, 600.0)
     entries.drain()
     return [
@@ -267,13 +267,6 @@ def after_a_pause(what: Preparation, seconds: float) -> tuple[float, str]:
         return first, f"{unready} times a pod not ready, {lost} requests lost in a minute"
     finally:
         cluster.down(one.name)
-
-
-def memory(node: Container) -> float:
-    """MiB that a node's cgroup holds without the page cache that the kernel gives back at need."""
-    stats: dict[str, Any] = node.stats(stream=False)["memory_stats"]
-    detail = stats["stats"]
-    return float(stats["usage"] - detail.get("total_inactive_file", detail.get("inactive_file", 0))) / (1 << 20)
 
 
 def busy(nodes: list[Container]) -> float:

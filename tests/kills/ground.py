@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from sandbox.host.mark import MARK
+from sandbox.host import mark
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = "mine"
@@ -69,10 +68,9 @@ class Ground:
     @property
     def env(self) -> dict[str, str]:
         """For commands; no mark of this process."""
-        kept = {key: value for key, value in os.environ.items() if key != MARK}
         own = {"SANDBOX_STATE_DIR": self.state, "TMPDIR": self.temporary, "PYTHONPATH": ROOT}
         own |= {"KUBECONFIG": self.folder / "kubeconfig"}
-        return {**kept, **{key: str(value) for key, value in own.items()}} | (
+        return {**mark.without(), **{key: str(value) for key, value in own.items()}} | (
             {"DOCKER_HOST": self.engine} if self.engine else {}
         )
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import median
 from threading import Lock
 
+from sandbox.host import mark
 from sandbox.host.engine import client
-from sandbox.host.mark import MARK
 from sandbox.kube import Kube
 from tests.bench.page import put
 
@@ -61,8 +61,7 @@ class User:
 
     def sandbox(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Type a command."""
-        kept = {key: value for key, value in os.environ.items() if key != MARK}
-        env = {**kept, "SANDBOX_STATE_DIR": str(self.state), "PYTHONPATH": str(ROOT)}
+        env = {**mark.without(), "SANDBOX_STATE_DIR": str(self.state), "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "sandbox", *words]
         return subprocess.run(command, env=env, cwd=self.state.parent, capture_output=True, text=True, check=False)
 

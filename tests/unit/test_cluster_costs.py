@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -50,6 +50,13 @@ def test_memory_is_without_the_cache_and_disk_without_what_nodes_share(told: lis
     ]
     (weighed,) = costs.weighed([STATUS])
     assert (weighed.memory, weighed.disk) == (600 * MIB, 60 * MIB)
+
+
+def test_of_a_node_the_cache_of_all_that_is_nested_in_it_counts_as_free() -> None:
+    both = {"inactive_file": 1 * MIB, "total_inactive_file": 150 * MIB}  # cgroup v1
+    node = SimpleNamespace(stats=lambda stream, one_shot: {"memory_stats": {"usage": 400 * MIB, "stats": both}})
+    stopped = SimpleNamespace(stats=lambda stream, one_shot: {"memory_stats": {}})
+    assert costs.memory(cast("Any", [node, stopped])) == 250 * MIB
 
 
 def test_of_one_from_a_snapshot_what_it_shares_with_that_is_not_counted(told: list[dict[str, Any]]) -> None:
